@@ -1,0 +1,158 @@
+"""What the tests share: real Redis servers, a subscriber of its own, and waiting for facts instead of sleeping."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+# Before anything of the program is imported: no developer's settings, from the environment or .env, leak into a test.
+SETTINGS = ("REDIS_", "BYBIT_", "USE_TESTNET", "SYMBOLS", "ORDERBOOK_", "CHANNEL_", "RECONNECT_", "STALL_", "LOG_LEVEL")
+for name in [name for name in os.environ if name.startswith(SETTINGS)]:
+    del os.environ[name]
+os.environ["PYTHON_DOTENV_DISABLED"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pytest  # noqa: E402
+import redis  # noqa: E402
+import trustme  # noqa: E402
+
+from local.redis import LocalRedis  # noqa: E402
+
+POLL = 0.01  # seconds between two looks
+THREADS_END = 3.0  # seconds that a test's threads have to end once the test is over
+
+
+def eventually(check, timeout=10.0):
+    """Call `check` until it returns something true and return that; AssertionError with its last answer if never.
+
+    An AssertionError raised by `check` itself counts as "not yet".
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            last = check()
+        except AssertionError as error:
+            last = error
+        else:
+            if last:
+                return last
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s, last answer: {last!r}")
+        time.sleep(POLL)
+
+
+class Subscriber:
+    """A redis-py subscriber on a thread of its own, subscribed when `with` returns.
+
+    Args:
+        server: a LocalRedis, or anything with its `client(**options)`.
+        channels: names; one with a `*` is subscribed as a pattern.
+        reconnect: come back by itself, trying every 50 ms; otherwise a lost connection ends it.
+
+    `messages` grows by (channel as str, payload as bytes) in order of arrival; `subscribed` is set while it is.
+    """
+
+    def __init__(self, server, *channels, reconnect=False):
+        self.messages = []
+        self.subscribed = threading.Event()
+        self._client = server.client(retry=None, socket_timeout=1)
+        self._channels = channels
+        self._reconnect = reconnect
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="subscriber", daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        if not self.subscribed.wait(10):
+            self.__exit__()
+            raise AssertionError(f"no subscription to {self._channels} within 10 s")
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join(5)
+        self._client.close()
+        assert not self._thread.is_alive(), "the subscriber's thread did not end"
+
+    def of(self, channel):
+        """The payloads of one channel, in order of arrival."""
+        return [payload for name, payload in list(self.messages) if name == channel]
+
+    def _run(self):
+        while not self._stop.is_set():
+            try:
+                self._listen()
+            except (redis.ConnectionError, redis.TimeoutError):
+                self.subscribed.clear()
+                if not self._reconnect:
+                    return
+                self._stop.wait(0.05)
+
+    def _listen(self):
+        patterns = [name for name in self._channels if "*" in name]
+        plain = [name for name in self._channels if "*" not in name]
+        with self._client.pubsub() as pubsub:
+            if plain:
+                pubsub.subscribe(*plain)
+            if patterns:
+                pubsub.psubscribe(*patterns)
+            confirmed = 0
+            while not self._stop.is_set():
+                message = pubsub.get_message(timeout=0.1)
+                if message is None:
+                    continue
+                if message["type"] in ("message", "pmessage"):
+                    self.messages.append((message["channel"].decode(), message["data"]))
+                else:
+                    confirmed += 1
+                    if confirmed == len(self._channels):
+                        self.subscribed.set()
+
+
+@pytest.fixture(autouse=True)
+def _no_threads_left():
+    """Fails a test that leaves a thread behind. First in, so last out: after all other fixtures of the test."""
+    before = set(threading.enumerate())
+
+    def left():
+        return [t for t in threading.enumerate() if t not in before and not t.name.startswith("pytest_timeout")]
+
+    yield
+    deadline = time.monotonic() + THREADS_END
+    while left() and time.monotonic() < deadline:
+        time.sleep(POLL)
+    assert not left(), "the test left threads behind"
+
+
+@pytest.fixture(scope="session")
+def redis_server():
+    """One Redis for all tests that only publish and subscribe: leave it running and unchanged."""
+    with LocalRedis() as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis():
+    """A Redis for one test, to be killed, paused and started again."""
+    with LocalRedis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    """A certificate authority of our own, and its certificate in a file."""
+    ca = trustme.CA()
+    path = tmp_path_factory.mktemp("tls") / "ca.pem"
+    ca.cert_pem.write_to_path(path)
+    return ca, str(path)
+
+
+@pytest.fixture
+def certificate(authority, tmp_path, monkeypatch):
+    """Certificate and key file of a server on this machine, trusted by websocket-client for the length of a test."""
+    ca, path = authority
+    server = ca.issue_cert("localhost", "127.0.0.1")
+    server.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    monkeypatch.setenv("WEBSOCKET_CLIENT_CA_BUNDLE", path)
+    return str(tmp_path / "server.pem"), str(tmp_path / "server.pem")

@@ -1,0 +1,18 @@
+"""Order book: topic orderbook.{depth}.{symbol},
+https://bybit-exchange.github.io/docs/v5/websocket/public/orderbook
+"""
+
+from callbacks import publisher
+from conf.settings import CHANNEL_PREFIX
+from relay.connection import Message, raw
+
+CHANNEL = f"{CHANNEL_PREFIX}_orderbook"
+
+
+@raw
+def handle_orderbook(message: Message) -> None:
+    """Publishes a message to CHANNEL: the text of its frame unchanged, a dict as compact JSON.
+
+    Runs on the socket's thread of the stream, any other thread may call it too; never waits for Redis.
+    """
+    publisher.publish(CHANNEL, message)

@@ -1,0 +1,199 @@
+"""Bybit's public market data into Redis Pub/Sub, every message exactly as Bybit sent it. Run: python main.py
+
+The way of a message: a thread per entry of STREAMS runs subscribe_* (below), which opens a Connection
+(relay/connection.py) and stays in it; that gives the text of each frame to the entry's callback (callbacks/), which
+puts it into the buffer of the Publisher (relay/publisher.py), which sends it to Redis. When a connection is lost,
+run_stream (below) makes another, for ever.
+
+For more symbols set SYMBOLS in .env, or append to STREAMS: an entry is {"name": unique, "func": one of subscribe_*,
+"args": (symbol or list of symbols, callback)}, and may carry "stall_timeout", seconds without data after which its
+connection is replaced (0 = never). A callback of your own gets each message as a dict.
+"""
+
+import logging
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from callbacks import publisher
+from callbacks.liquidations import handle_liquidations
+from callbacks.orderbook import handle_orderbook
+from callbacks.ticker import handle_ticker
+from callbacks.trades import handle_trades
+from conf import settings
+from conf.settings import CHANNEL_TYPE, ORDERBOOK_DEPTH, RECONNECT_DELAY, RECONNECT_DELAY_MAX, STALL_TIMEOUT, SYMBOLS
+from conf.streams import Job, jobs
+from relay.connection import MAX_TOPIC_CHARACTERS, Callback, Connection, ConnectionLost, close_all, stats
+
+log = logging.getLogger(__name__)
+
+STEADY = 10.0  # seconds after which the next connection comes after exactly RECONNECT_DELAY
+TICK, REPORT_INTERVAL, STOP_TIMEOUT = 0.25, 60.0, 5.0  # seconds
+
+Symbols = str | list[str]
+
+stop = threading.Event()
+signals: list[int] = []
+ENDING = (signal.SIGINT, signal.SIGTERM)
+URL, TESTNET = settings.BYBIT_WS_URL, settings.USE_TESTNET
+connect = partial(Connection, CHANNEL_TYPE, url=URL, testnet=TESTNET, stop=stop, flush=publisher.flush)
+
+
+def subscribe_orderbook(symbol: Symbols, callback: Callback, stall_timeout: float = STALL_TIMEOUT) -> None:
+    """One life of a connection that carries order books. Like the others it blocks, and raises ConnectionLost."""
+    with connect(stall_timeout=stall_timeout) as bybit:
+        bybit.orderbook_stream(depth=ORDERBOOK_DEPTH, symbol=symbol, callback=callback)
+        bybit.run()
+
+
+def subscribe_trades(symbol: Symbols, callback: Callback, stall_timeout: float = 0) -> None:
+    """Public trades. Option has them by base coin: "BTC" stands for all contracts on BTC."""
+    if CHANNEL_TYPE == "option":
+        symbol = sorted({one.split("-")[0] for one in ([symbol] if isinstance(symbol, str) else symbol)})
+    with connect(stall_timeout=stall_timeout) as bybit:
+        bybit.trade_stream(symbol=symbol, callback=callback)
+        bybit.run()
+
+
+def subscribe_ticker(symbol: Symbols, callback: Callback, stall_timeout: float = STALL_TIMEOUT) -> None:
+    """Tickers."""
+    with connect(stall_timeout=stall_timeout) as bybit:
+        bybit.ticker_stream(symbol=symbol, callback=callback)
+        bybit.run()
+
+
+def subscribe_liquidations(symbol: Symbols, callback: Callback, stall_timeout: float = 0) -> None:
+    """All liquidations. Spot and option have none."""
+    with connect(stall_timeout=stall_timeout) as bybit:
+        bybit.all_liquidation_stream(symbol=symbol, callback=callback)
+        bybit.run()
+
+
+STREAMS: list[dict[str, Any]] = [
+    {"name": "OrderBook", "func": subscribe_orderbook, "args": (SYMBOLS, handle_orderbook)},
+    {"name": "Trades", "func": subscribe_trades, "args": (SYMBOLS, handle_trades)},
+    {"name": "Ticker", "func": subscribe_ticker, "args": (SYMBOLS, handle_ticker)},
+]
+if CHANNEL_TYPE in settings.LIQUIDATIONS:
+    STREAMS.append({"name": "Liquidations", "func": subscribe_liquidations, "args": (SYMBOLS, handle_liquidations)})
+# STREAMS.append({"name": "Trades_ETHUSDT", "func": subscribe_trades, "args": ("ETHUSDT", handle_trades)})
+
+# What the topics of each subscribe_* begin with; None where Bybit has none.
+TOPICS: dict[Callable[..., None], str | None] = {
+    subscribe_orderbook: f"orderbook.{ORDERBOOK_DEPTH}.",
+    subscribe_trades: "publicTrade.",
+    subscribe_ticker: "tickers.",
+    subscribe_liquidations: "allLiquidation." if CHANNEL_TYPE in settings.LIQUIDATIONS else None,
+}
+
+
+def run_stream(name: str, func: Callable[..., object], args: tuple[Any, ...], options: dict[str, float]) -> None:
+    """Keeps a stream alive, one connection after another, until `stop`. Runs on the stream's own thread."""
+    delay = RECONNECT_DELAY
+    while not stop.is_set():
+        try:
+            func(*args, **options)
+            why, uptime = "it returned", 0.0
+        except ConnectionLost as lost:
+            why, uptime = str(lost), lost.uptime
+        except Exception as error:
+            log.exception("Unexpected")
+            why, uptime = repr(error), 0.0
+        steady = uptime >= STEADY
+        delay = RECONNECT_DELAY if steady else min(delay * 2, RECONNECT_DELAY_MAX)
+        pause = delay if steady else delay * random.uniform(0.75, 1)  # lest all come back at the same moment
+        if not stop.is_set():
+            log.warning("No connection: %s. Trying again in %.1f s", why, pause)
+        stop.wait(pause)
+
+
+class Collector:
+    """The main thread's business: the threads of the streams, their reports, and the end."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}  # by the name of the stream, as are its threads
+        self.threads: dict[str, threading.Thread] = {}
+        self.taken = 0  # entries of STREAMS
+
+    def take_entries(self) -> None:
+        """Takes what was appended to STREAMS. Raises ValueError if an entry is wrong."""
+        while self.taken < len(STREAMS):
+            self.taken += 1
+            for job in list(jobs(STREAMS[self.taken - 1], TOPICS, MAX_TOPIC_CHARACTERS)):
+                if job.name in self.jobs:
+                    raise ValueError(f"STREAMS: the name {job.name} is used twice")
+                self.jobs[job.name] = job
+
+    def start_threads(self) -> None:
+        """Starts what does not run: the new ones, and any that died of what nobody expected."""
+        for name, job in self.jobs.items():
+            if name in self.threads and self.threads[name].is_alive():
+                continue
+            if name in self.threads:
+                log.error("The thread %s had died; it is started again", name)
+            self.threads[name] = threading.Thread(target=run_stream, args=job, name=name, daemon=True)
+            self.threads[name].start()
+
+    def run(self) -> int:
+        """Until a signal. Returns the exit code."""
+        publisher.start()
+        reported, before = monotonic(), dict.fromkeys(self.jobs, 0)
+        while not signals and not publisher.fatal:
+            try:
+                self.take_entries()
+            except ValueError as problem:
+                log.error("%s; this entry is left out", problem)
+            self.start_threads()
+            if (passed := monotonic() - reported) >= REPORT_INTERVAL:
+                reported += passed
+                for name in self.jobs:
+                    log.info("%s: %s", name, stats[name].since(before.get(name, 0), passed))
+                    before[name] = stats[name].messages
+            stop.wait(TICK)
+        if publisher.fatal:
+            log.error("Cannot start: %s", publisher.fatal)
+            return 2
+        log.info("Stopping because of %s", signal.Signals(signals[0]).name)
+        deadline = monotonic() + STOP_TIMEOUT
+        stop.set()
+        close_all()
+        for thread in self.threads.values():  # sockets first; a callback that hangs must not cost the buffer its time
+            thread.join(max(0.0, deadline - STOP_TIMEOUT / 2 - monotonic()))
+        if left := publisher.stop(deadline):
+            log.error("%d messages could not be handed to Redis and are lost", left)
+        return 1 if left else 0
+
+
+def on_signal(number: int, _frame: object) -> None:
+    """Only plain assignments: a handler runs between any two instructions of the main thread. A second signal kills."""
+    signals.append(number)
+    for either in ENDING:
+        signal.signal(either, signal.SIG_DFL)
+
+
+def main() -> int:
+    """Runs the collector. Returns the exit code: 0; 1, messages were left behind; 2, something was refused at start."""
+    logging.basicConfig(level=settings.LOG_LEVEL, format="%(asctime)s %(levelname)s [%(threadName)s] %(message)s")
+    for chatty in ("websocket", "pybit"):  # they repeat what we say, with whole frames and pages in it
+        logging.getLogger(chatty).propagate = False
+    for either in ENDING:
+        signal.signal(either, on_signal)
+    collector = Collector()
+    try:
+        collector.take_entries()
+    except ValueError as problem:
+        print(f"Cannot start: {problem}", file=sys.stderr)
+        return 2
+    bybit = URL or f"Bybit's {'testnet' if TESTNET else 'mainnet'}"
+    what = ", ".join(SYMBOLS) if len(SYMBOLS) <= 8 else f"{len(SYMBOLS)} symbols"
+    log.info("%s, %s, %s: to Redis at %s", bybit, CHANNEL_TYPE, what, publisher.address)
+    return collector.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,438 @@
+"""main.py as its user runs it: the real program in a process of its own, between the stand-in for Bybit and a Redis."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from conftest import Subscriber, eventually
+
+from local.bybit import Bybit
+from local.redis import LocalRedis, free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+FRAMES = ROOT.parent / "shared" / "frames" / "linear-2026-08.tsv"
+STOP = 5.0  # seconds that the program may take to end
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (\w+) \[([^]]+)\] (.*)")
+CHANNELS = {"orderbook": "orderbook", "publicTrade": "trades", "tickers": "ticker", "allLiquidation": "liquidations"}
+OPTIONS = ["BTC-25JUN27-106000-P-USDT", "BTC-25JUN27-106000-C-USDT", "ETH-25JUN27-4000-C-USDT"]
+SYMBOLS = {
+    "linear": ["BTCUSDT", "ETHUSDT"],
+    "spot": ["BTCUSDT", "ETHUSDT"],
+    "inverse": ["BTCUSD", "ETHUSD"],
+    "option": OPTIONS,
+}
+
+
+class Program:
+    """`python main.py`, or another script, from the repository's root. What it says is in `log` and `output`."""
+
+    def __init__(self, directory, settings, script="main.py"):
+        self._stderr, self._stdout = directory / "stderr", directory / "stdout"
+        with self._stderr.open("wb") as stderr, self._stdout.open("wb") as stdout:
+            self.process = subprocess.Popen(
+                [sys.executable, script],
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT)} | {name: str(value) for name, value in settings.items()},
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
+            )
+
+    @property
+    def log(self):
+        return self._stderr.read_text(encoding="utf-8")
+
+    @property
+    def output(self):
+        return self._stdout.read_text(encoding="utf-8")
+
+    def lines(self, level=None):
+        """(thread, text) of each line of the log; fails on one that is not in the log's format."""
+        found = [LINE.fullmatch(line) for line in self.log.splitlines()]
+        assert all(found), self.log
+        return [(line[2], line[3]) for line in found if level in (None, line[1])]
+
+    def says(self, words, times=1):
+        """Waits until the log says it."""
+        eventually(lambda: self.log.count(words) >= times or (self.log, self.process.poll()) and False, 20)
+
+    def go_on(self):
+        """Gives the script the line on stdin that it waits for."""
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def ends(self, timeout=20.0):
+        """Waits for its end; returns the exit code and the seconds that took."""
+        began = time.monotonic()
+        return self.process.wait(timeout), time.monotonic() - began
+
+    def end(self, number=signal.SIGTERM):
+        """Sends a signal and waits."""
+        self.process.send_signal(number)
+        return self.ends()
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Starts the program with these settings beside those of every test here; what is left of it is killed."""
+    started = []
+
+    def start(redis=None, bybit=None, script="main.py", **settings):
+        settings = {"REDIS_HOST": "127.0.0.1", "RECONNECT_DELAY": 0.2, "RECONNECT_DELAY_MAX": 1} | settings
+        if redis:
+            settings["REDIS_PORT"] = redis.port
+        if redis and redis.password:
+            settings["REDIS_PASSWORD"] = redis.password
+        if bybit:
+            settings["BYBIT_WS_URL"] = bybit.url
+        if script != "main.py":
+            path = tmp_path / "script.py"
+            path.write_text(script, encoding="utf-8")
+            script = path
+        started.append(Program(tmp_path, settings, script))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.stdin.close()
+        one.process.kill()
+        one.process.wait()
+
+
+@pytest.fixture
+def subscriber(redis_server):
+    """Gets all that is published to any channel of a collector on `redis_server`."""
+    with Subscriber(redis_server, "*") as subscriber:
+        yield subscriber
+
+
+def flush(redis, subscriber):
+    """Waits until the subscriber has got what Redis took before; what it got, without our own mark."""
+    with redis.client() as publisher:
+        publisher.publish("mark", "mark")
+    eventually(lambda: subscriber.of("mark"))
+    return [message for message in subscriber.messages if message[0] != "mark"]
+
+
+def topic_of(payload):
+    return json.loads(payload)["topic"]
+
+
+def by_topic(payloads):
+    found = defaultdict(list)
+    for payload in payloads:
+        found[topic_of(payload)].append(payload)
+    return dict(found)
+
+
+def channel_of(topic, prefix="stream:bybit"):
+    return f"{prefix}_{CHANNELS[topic.partition('.')[0]]}"
+
+
+def recorded():
+    """The data frames of the recording by topic, as bytes and in order."""
+    if not FRAMES.exists():
+        pytest.skip(f"{FRAMES} is not on this machine")
+    texts = [line.partition(b"\t")[2] for line in FRAMES.read_bytes().split(b"\n")]
+    return by_topic(text for text in texts if b'"topic"' in text)
+
+
+def sent_by(bybit):
+    """Every data frame that each topic was sent, as bytes; a topic is sent on one connection only."""
+    found = {}
+    for connection in bybit.connections:
+        topics = by_topic(text.encode() for text in connection.sent)
+        assert not found.keys() & topics.keys(), "a topic was subscribed twice"
+        found |= topics
+    return found
+
+
+def check_prefix(messages, sent, prefix="stream:bybit"):
+    """Of each topic came what was sent, byte for byte, in order and once, up to what was still on its way."""
+    got = defaultdict(list)
+    for channel, payload in messages:
+        assert channel == channel_of(topic_of(payload), prefix), (channel, payload)
+        got[topic_of(payload)].append(payload)
+    assert got.keys() <= sent.keys()
+    for topic, payloads in sent.items():
+        assert got[topic], f"nothing came of {topic}"
+        assert got[topic] == payloads[: len(got[topic])], f"{topic} did not come as it was sent"
+
+
+def test_a_recording_of_bybit_arrives_byte_for_byte(program):
+    """Every frame, in order, once, on the right channel, nothing else; and the log says little, the password never."""
+    expected = recorded()
+    symbols = sorted({topic.rpartition(".")[2] for topic in expected})
+    password = "pässwörd 'of' \"${HOME}\" #1"
+    with (
+        LocalRedis(password=password) as redis,
+        Subscriber(redis, "stream:bybit_*", "mark") as subscriber,
+        Bybit(replay=FRAMES, speed=0) as bybit,
+    ):
+        collector = program(redis, bybit, ORDERBOOK_DEPTH=200, SYMBOLS=",".join(symbols))
+        total = sum(map(len, expected.values()))
+        eventually(lambda: len(subscriber.messages) >= total, 30)
+        code, seconds = collector.end()
+        assert (code, seconds < STOP) == (0, True), collector.log
+        messages = flush(redis, subscriber)
+    assert by_topic(payload for _, payload in messages) == expected
+    assert all(channel == channel_of(topic_of(payload)) for channel, payload in messages)
+
+    assert password not in collector.log + collector.output
+    lines = collector.lines()
+    assert lines[0] == ("MainThread", f"{bybit.url}, linear, {', '.join(symbols)}: to Redis at 127.0.0.1:{redis.port}")
+    subscribed = sorted(line for line in lines if line[1].startswith("Subscribed to "))
+    kinds = {
+        "Liquidations": "allLiquidation",
+        "OrderBook": "orderbook.200",
+        "Ticker": "tickers",
+        "Trades": "publicTrade",
+    }
+    assert subscribed == [
+        (name, "Subscribed to " + ", ".join(f"{kind}.{symbol}" for symbol in symbols)) for name, kind in kinds.items()
+    ]
+    # The start, Redis, four subscriptions, the signal.
+    assert len(lines) == 7, collector.log
+    assert not collector.lines("WARNING") + collector.lines("ERROR")
+    assert collector.output == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("category", SYMBOLS)
+def test_a_signal_under_load_ends_it_with_nothing_lost(program, redis_server, subscriber, category, number):
+    """All that it took from Bybit is in Redis when it ends, within 5 s and with code 0."""
+    if number == signal.SIGINT and category != "linear":
+        pytest.skip("SIGINT goes the same way, once is enough")
+    topics = {f"{kind}.{symbol}" for kind in ("orderbook.50", "publicTrade", "tickers") for symbol in SYMBOLS[category]}
+    if category in ("linear", "inverse"):
+        topics |= {f"allLiquidation.{symbol}" for symbol in SYMBOLS[category]}
+    if category == "option":
+        topics = {f"{kind}.{symbol}" for kind in ("orderbook.25", "tickers") for symbol in OPTIONS}
+        topics |= {"publicTrade.BTC", "publicTrade.ETH"}
+    with Bybit(rate=2000, record=True) as bybit:
+        collector = program(
+            redis_server,
+            bybit,
+            CHANNEL_TYPE=category,
+            SYMBOLS=",".join(SYMBOLS[category]),
+            CHANNEL_PREFIX=f"{category}:test",
+        )
+        bybit.wait(lambda: {topic for connection in bybit.connections for topic in connection.topics} >= topics, 20)
+        eventually(lambda: len(subscriber.messages) > 1000, 30)
+        eventually(lambda: {topic_of(payload) for _, payload in list(subscriber.messages)} == topics, 30)
+        code, seconds = collector.end(number)
+        assert (code, seconds < STOP) == (0, True), collector.log
+        bybit.wait(lambda: all(connection.closed for connection in bybit.connections))
+        sent, paths = sent_by(bybit), {connection.path for connection in bybit.connections}
+        asked = [topic for connection in bybit.connections for one in connection.requests for topic in one["args"]]
+    check_prefix(flush(redis_server, subscriber), sent, f"{category}:test")
+    assert sent.keys() == topics
+    assert paths == {f"/v5/public/{category}"}
+    assert sorted(asked) == sorted(topics), "spot and option have no liquidations, and nothing is asked for twice"
+    assert collector.lines()[-1] == ("MainThread", f"Stopping because of {number.name}")
+
+
+def test_it_ends_in_time_though_neither_end_can_be_reached(program):
+    collector = program(REDIS_PORT=free_port(), BYBIT_WS_URL=f"ws://127.0.0.1:{free_port()}")
+    collector.says("is away")
+    collector.says("No connection", times=8)
+    code, seconds = collector.end()
+    assert (code, seconds < STOP) == (0, True), collector.log
+    assert "Traceback" not in collector.log
+
+
+def test_a_redis_that_hangs_costs_the_messages_and_a_second_signal_ends_it_at_once(program, own_redis):
+    """The first signal leaves 5 s for the rest; who does not want to wait sends another."""
+    with Bybit(rate=500) as bybit, Subscriber(own_redis, "*") as subscriber:
+        collector = program(own_redis, bybit)
+        eventually(lambda: len(subscriber.messages) > 10, 20)
+        own_redis.pause()
+        bybit.wait(lambda: sum(connection.count for connection in bybit.connections) > len(subscriber.messages) + 100)
+        collector.process.send_signal(signal.SIGTERM)
+        collector.says("Stopping")
+        code, seconds = collector.end()
+        own_redis.resume()
+    assert code == -signal.SIGTERM, collector.log
+    assert seconds < STOP / 2
+
+
+def test_what_must_be_left_behind_is_counted_and_makes_the_exit_code(program):
+    """Redis is not there at all: five seconds for it to come, then 1 and the number."""
+    frames = sum(map(len, recorded().values()))
+    with Bybit(replay=FRAMES, speed=0) as bybit:
+        collector = program(bybit=bybit, REDIS_PORT=free_port(), ORDERBOOK_DEPTH=200, SYMBOLS="BTCUSDT,ETHUSDT")
+        bybit.wait(lambda: sum(connection.count for connection in bybit.connections) > frames // 3, 20)
+        code, seconds = collector.end()
+        sent = sum(connection.count for connection in bybit.connections)
+    assert code == 1, collector.log
+    assert seconds < STOP + 3
+    left = re.search(r"(\d+) messages could not be handed to Redis and are lost\n\Z", collector.log)
+    assert 0 < int(left[1]) <= sent
+
+
+def test_redis_away_at_the_start_loses_nothing(program):
+    """It comes later than all of Bybit's messages, which wait for it."""
+    expected = recorded()
+    total = sum(map(len, expected.values()))
+    redis = LocalRedis()
+    with Bybit(replay=FRAMES, speed=0) as bybit:
+        symbols = "BTCUSDT,ETHUSDT,SOLUSDT,DOGEUSDT"
+        collector = program(redis, bybit, ORDERBOOK_DEPTH=200, SYMBOLS=symbols)
+        collector.says("is away")
+        bybit.wait(lambda: sum(connection.count for connection in bybit.connections) == total, 30)
+        # Nobody is subscribed before Redis is up: the program must not find it before our subscriber does.
+        collector.process.send_signal(signal.SIGSTOP)
+        with redis, Subscriber(redis, "stream:bybit_*", "mark") as subscriber:
+            collector.process.send_signal(signal.SIGCONT)
+            eventually(lambda: len(subscriber.messages) >= total, 30)
+            code, _ = collector.end()
+            messages = flush(redis, subscriber)
+    assert code == 0, collector.log
+    assert by_topic(payload for _, payload in messages) == expected
+    assert all(channel == channel_of(topic_of(payload)) for channel, payload in messages)
+    assert len(collector.lines("ERROR")) == 1, "an outage is one line"
+
+
+@pytest.mark.parametrize("password", ["not-the-right-one", ""], ids=["wrong", "missing"])
+def test_a_redis_that_does_not_let_it_in_at_the_start_ends_it(program, password):
+    """With code 2 and a sentence that shows no password: waiting would not help."""
+    with LocalRedis(password="the-right-one") as redis, Bybit(rate=100) as bybit:
+        collector = program(redis, bybit, REDIS_PASSWORD=password)
+        if redis.password:
+            collector.process.kill()
+            collector.process.wait()
+            redis.password = ""
+            collector = program(redis, bybit, REDIS_PASSWORD=password)
+        code, _ = collector.ends()
+    assert code == 2, collector.log
+    assert [text for _, text in collector.lines("ERROR")] == [
+        line for _, line in collector.lines("ERROR") if line.startswith("Cannot start: Redis at 127.0.0.1:")
+    ]
+    assert "right-one" not in collector.log + collector.output
+    assert "Traceback" not in collector.log
+
+
+APPEND = """
+import sys
+import main
+from main import *
+STREAMS.append({entry})
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ('{"name": "Trades", "func": subscribe_trades, "args": ("ETHUSDT", print)}', "the name Trades is used twice"),
+        ('{"name": "Mine", "func": subscribe_trades, "args": ("ETHUSDT",)}', "the args of Mine are not (symbol or"),
+        ('{"name": "Mine", "func": subscribe_liquidations, "args": ("ETHUSDT", print)}', "Mine cannot be had: Bybit"),
+    ],
+)
+def test_a_wrong_entry_of_streams_is_refused_at_the_start(program, entry, sentence):
+    """Before anything is connected: the ends of this collector do not exist."""
+    collector = program(script=APPEND.replace("{entry}", entry), CHANNEL_TYPE="spot", REDIS_HOST="nowhere.invalid")
+    code, _ = collector.ends()
+    assert code == 2, collector.log
+    assert collector.log.startswith(f"Cannot start: STREAMS: {sentence}")
+    assert collector.log.count("\n") == 1
+
+
+# What a user may write into main.py: a callback of his own, entries added while it runs.
+OWN = """
+import json
+import sys
+import threading
+import main
+
+def mine(message):
+    print(json.dumps([type(message).__name__, message]), flush=True)
+
+def raises(message):
+    raise LookupError("a mistake of the user's")
+
+def append(entry):
+    sys.stdin.readline()
+    main.STREAMS.append(entry)
+
+def change():
+    append({"name": "Wrong"})
+    append({"name": "Mine", "func": main.subscribe_ticker, "args": (["ETHUSDT", "BTCUSDT"], mine), "stall_timeout": 30})
+    append({"name": "Raises", "func": main.subscribe_orderbook, "args": ("ETHUSDT", raises)})
+
+threading.Thread(target=change, daemon=True).start()
+sys.exit(main.main())
+"""
+
+
+def test_entries_appended_while_it_runs_are_started(program, redis_server, subscriber):
+    """A wrong one is left out; a callback of the user's gets each message as a dict, as Bybit sent it."""
+    with Bybit(rate=300, record=True) as bybit:
+        collector = program(redis_server, bybit, script=OWN)
+        bybit.wait(lambda: len(bybit.connections) == 4 and all(connection.topics for connection in bybit.connections))
+        collector.go_on()
+        collector.says("STREAMS: 'Wrong'" if False else "Wrong needs a func")
+        collector.go_on()
+        bybit.wait(lambda: len(bybit.connections) == 5 and bybit.connections[4].topics)
+        collector.go_on()
+        bybit.wait(lambda: len(bybit.connections) == 6 and bybit.connections[5].topics)
+        collector.says("LookupError")
+        eventually(lambda: collector.output.count("\n") > 100, 30)
+        code, _ = collector.end()
+        assert code == 0, collector.log
+        own, raising = bybit.connections[4:]
+        rest = [connection for connection in bybit.connections if connection not in (own, raising)]
+        sent = by_topic(text.encode() for connection in rest for text in connection.sent)
+        assert [one["args"] for one in own.requests] == [["tickers.ETHUSDT", "tickers.BTCUSDT"]]
+        got = [json.loads(line) for line in collector.output.splitlines()]
+        assert {kind for kind, _ in got} == {"dict"}
+        messages = [message for _, message in got]
+        assert messages == [json.loads(text) for text in own.sent[: len(messages)]]
+        assert {message["type"] for message in messages} == {"snapshot", "delta"}, "deltas stay deltas"
+        assert raising.count > 10
+        assert len(bybit.connections) == 6, "none of this cost a connection"
+    assert collector.log.count("LookupError: a mistake of the user's") == 1, "logged once"
+    assert collector.log.count("this entry is left out") == 1
+    check_prefix(flush(redis_server, subscriber), sent)
+
+
+def test_a_stream_of_many_symbols_is_spread_over_connections(program, redis_server, subscriber):
+    """1,000 symbols do not fit on one: each is subscribed once, and within what Bybit allows."""
+    symbols = [f"S{number:04}USDT" for number in range(1000)]
+    with Bybit(symbols={"linear": symbols}, rate=0, record=True) as bybit:
+        collector = program(redis_server, bybit, SYMBOLS=",".join(symbols), ORDERBOOK_DEPTH=200)
+        bybit.wait(lambda: sum(len(connection.topics) for connection in bybit.connections) >= 4000, 50)
+        code, _ = collector.end()
+        assert code == 0, collector.log
+        asked = [[topic for one in link.requests for topic in one["args"]] for link in bybit.connections]
+        sent_by(bybit)
+    kinds = ("orderbook.200", "publicTrade", "tickers", "allLiquidation")
+    assert sorted(topic for topics in asked for topic in topics) == sorted(
+        f"{kind}.{symbol}" for kind in kinds for symbol in symbols
+    )
+    assert all(len(json.dumps(topics, separators=(",", ":"))) <= 21_000 for topics in asked)
+    threads = {thread for thread, text in collector.lines("INFO") if text.startswith("Subscribed to ")}
+    assert {"OrderBook.1", "OrderBook.2", "Ticker"} <= threads
+    assert not collector.lines("ERROR")
+
+
+def test_the_trades_of_many_option_contracts_come_once(program, redis_server):
+    """Option has trades by coin: however many contracts there are, a coin is subscribed on one connection."""
+    symbols = [f"BTC-25JUN27-{number}000-C-USDT" for number in range(100, 700)]
+    with Bybit(symbols={"option": symbols}, rate=0) as bybit:
+        collector = program(redis_server, bybit, CHANNEL_TYPE="option", SYMBOLS=",".join(symbols))
+        books = {f"orderbook.25.{symbol}" for symbol in symbols} | {f"tickers.{symbol}" for symbol in symbols}
+        wanted = books | {"publicTrade.BTC"}
+        bybit.wait(lambda: {topic for link in bybit.connections for topic in link.topics} == wanted, 50)
+        collector.says("Subscribed to publicTrade.BTC")
+        code, _ = collector.end()
+        assert code == 0, collector.log
+        asked = [topic for link in bybit.connections for one in link.requests for topic in one["args"]]
+    assert asked.count("publicTrade.BTC") == 1, "every trade would come more than once"

@@ -1,0 +1,40 @@
+# make run   set up and run the collector (a local Redis is started if none answers)
+# make demo  the same collector against a stand-in for Bybit on this machine: no network, no Redis; SECONDS=10 ends it
+# make test  set up, linters, types, all tests
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+
+.PHONY: run demo test clean
+
+run: .venv/run.stamp
+	@$(PY) -m local.redis $(PY) main.py
+
+demo: .venv/run.stamp
+	@$(PY) -m local.demo $(if $(SECONDS),--seconds $(SECONDS))
+
+test: .venv/dev.stamp
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/pytest
+
+.venv/python.stamp:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: apt-get install python3 python3-venv, or brew install python"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "Python cannot make a virtual environment: apt-get install python3-venv"; rm -rf .venv; exit 1; }
+	@touch $@
+
+.venv/run.stamp: .venv/python.stamp requirements.txt constraints.txt local/requirements.txt
+	@echo "Installing what the collector needs into .venv"
+	@$(PIP) -r requirements.txt -r local/requirements.txt
+	@touch $@
+
+.venv/dev.stamp: .venv/run.stamp requirements-dev.txt
+	@echo "Installing what the tests need into .venv"
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

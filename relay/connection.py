@@ -52,8 +52,9 @@ REFUSED_RETRY = 3600.0
 TICK = 1.0
 # Bytes asked of the socket at once. TLS gives at most one record of 16 KiB.
 CHUNK = 65536
-# Messages after which flush() is called though more lies on the socket.
-FLUSH_EVERY = 256
+# Seconds without a message after which the next one is flushed at once, and messages after which it is done anyway
+# though more lies on the socket.
+PAUSE, FLUSH_EVERY = 0.001, 256
 # https://bybit-exchange.github.io/docs/v5/ws/connect: new connections in 300 s (500, less a margin for restarts),
 # topics in a request on spot, and characters of topics on a connection.
 CONNECTIONS, PER_SECONDS = 450, 300.0
@@ -327,32 +328,33 @@ class Connection(WebSocket):
         sock.settimeout(0)
         readable = select.poll()
         readable.register(sock, select.POLLIN)
-        unflushed = 0
+        unflushed, flushed = 0, now
         while not self._closing:
+            dry = False
             try:
                 chunk = sock.recv(CHUNK)
             except _WOULD_BLOCK:
-                self._flush()
-                unflushed = 0
-                readable.poll(TICK * 1000)
+                dry = True
             else:
                 if not chunk:
                     raise ConnectionLost("Bybit cut it without a close frame")
-                before = self._stats.messages
                 self._silent = 0.0
-                self._feed(core, chunk)
-                unflushed += self._stats.messages - before
-                if unflushed >= FLUSH_EVERY:
-                    self._flush()
-                    unflushed = 0
+                unflushed += self._feed(core, chunk)
             now = monotonic()
+            # At once after a pause. Else more is probably there already, to go out in one piece with this.
+            if dry or now - flushed >= PAUSE or unflushed >= FLUSH_EVERY:
+                self._flush()
+                unflushed, flushed = 0, now
+                readable.poll(TICK * 1000)
+                now = monotonic()
             if now - ticked >= TICK:
                 self._tick(now, min(now - ticked, 2 * TICK))
                 ticked = now
 
-    def _feed(self, core: websocket.WebSocket, data: bytes) -> None:
-        """Hands on every whole frame in what has arrived. Plain text frames under 64 KiB are cut out here; all that is
-        not such a frame goes through websocket-client, which gets its bytes from _take.
+    def _feed(self, core: websocket.WebSocket, data: bytes) -> int:
+        """Hands on every whole frame in what has arrived; returns how many messages that were. Plain text frames under
+        64 KiB are cut out here; all that is not such a frame goes through websocket-client, which gets its bytes from
+        _take.
         """
         if self._rest:
             data = self._rest + data
@@ -401,6 +403,7 @@ class Connection(WebSocket):
             self._stats.messages += messages
             self._stats.last = monotonic()
             self._without_data = 0.0
+        return messages
 
     def _take(self, size: int) -> bytes:
         """websocket-client's recv: from what has arrived, or _Dry."""

@@ -61,7 +61,12 @@ class Program:
 
     def says(self, words, times=1):
         """Waits until the log says it."""
-        eventually(lambda: self.log.count(words) >= times or (self.log, self.process.poll()) and False, 20)
+
+        def said():
+            assert self.log.count(words) >= times, self.log
+            return True
+
+        eventually(said, 20)
 
     def go_on(self):
         """Gives the script the line on stdin that it waits for."""
@@ -204,12 +209,13 @@ def test_a_recording_of_bybit_arrives_byte_for_byte(program):
     assert collector.output == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("category", SYMBOLS)
+@pytest.mark.parametrize(
+    ("category", "number"),
+    [*((category, signal.SIGTERM) for category in SYMBOLS), ("linear", signal.SIGINT)],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_a_signal_under_load_ends_it_with_nothing_lost(program, redis_server, subscriber, category, number):
     """All that it took from Bybit is in Redis when it ends, within 5 s and with code 0."""
-    if number == signal.SIGINT and category != "linear":
-        pytest.skip("SIGINT goes the same way, once is enough")
     topics = {f"{kind}.{symbol}" for kind in ("orderbook.50", "publicTrade", "tickers") for symbol in SYMBOLS[category]}
     if category in ("linear", "inverse"):
         topics |= {f"allLiquidation.{symbol}" for symbol in SYMBOLS[category]}
@@ -272,7 +278,7 @@ def test_what_must_be_left_behind_is_counted_and_makes_the_exit_code(program):
         code, seconds = collector.end()
         sent = sum(connection.count for connection in bybit.connections)
     assert code == 1, collector.log
-    assert seconds < STOP + 3
+    assert STOP - 0.5 < seconds < STOP + 3
     left = re.search(r"(\d+) messages could not be handed to Redis and are lost\n\Z", collector.log)
     assert 0 < int(left[1]) <= sent
 
@@ -304,27 +310,19 @@ def test_redis_away_at_the_start_loses_nothing(program):
 def test_a_redis_that_does_not_let_it_in_at_the_start_ends_it(program, password):
     """With code 2 and a sentence that shows no password: waiting would not help."""
     with LocalRedis(password="the-right-one") as redis, Bybit(rate=100) as bybit:
-        collector = program(redis, bybit, REDIS_PASSWORD=password)
-        if redis.password:
-            collector.process.kill()
-            collector.process.wait()
-            redis.password = ""
-            collector = program(redis, bybit, REDIS_PASSWORD=password)
+        collector = program(bybit=bybit, REDIS_PORT=redis.port, REDIS_PASSWORD=password)
         code, _ = collector.ends()
     assert code == 2, collector.log
-    assert [text for _, text in collector.lines("ERROR")] == [
-        line for _, line in collector.lines("ERROR") if line.startswith("Cannot start: Redis at 127.0.0.1:")
-    ]
+    [(_, sentence)] = collector.lines("ERROR")
+    assert sentence.startswith(f"Cannot start: Redis at 127.0.0.1:{redis.port} does not let us in: ")
     assert "right-one" not in collector.log + collector.output
-    assert "Traceback" not in collector.log
 
 
 APPEND = """
 import sys
-import main
-from main import *
+from main import STREAMS, main, subscribe_liquidations, subscribe_trades
 STREAMS.append({entry})
-sys.exit(main.main())
+sys.exit(main())
 """
 
 
@@ -335,6 +333,7 @@ sys.exit(main.main())
         ('{"name": "Mine", "func": subscribe_trades, "args": ("ETHUSDT",)}', "the args of Mine are not (symbol or"),
         ('{"name": "Mine", "func": subscribe_liquidations, "args": ("ETHUSDT", print)}', "Mine cannot be had: Bybit"),
     ],
+    ids=["a name twice", "no callback", "no such topics"],
 )
 def test_a_wrong_entry_of_streams_is_refused_at_the_start(program, entry, sentence):
     """Before anything is connected: the ends of this collector do not exist."""
@@ -378,7 +377,7 @@ def test_entries_appended_while_it_runs_are_started(program, redis_server, subsc
         collector = program(redis_server, bybit, script=OWN)
         bybit.wait(lambda: len(bybit.connections) == 4 and all(connection.topics for connection in bybit.connections))
         collector.go_on()
-        collector.says("STREAMS: 'Wrong'" if False else "Wrong needs a func")
+        collector.says("Wrong needs a func")
         collector.go_on()
         bybit.wait(lambda: len(bybit.connections) == 5 and bybit.connections[4].topics)
         collector.go_on()
@@ -403,24 +402,23 @@ def test_entries_appended_while_it_runs_are_started(program, redis_server, subsc
     check_prefix(flush(redis_server, subscriber), sent)
 
 
-def test_a_stream_of_many_symbols_is_spread_over_connections(program, redis_server, subscriber):
-    """1,000 symbols do not fit on one: each is subscribed once, and within what Bybit allows."""
+def test_many_symbols_are_spread_over_connections(program, redis_server):
+    """1,000 symbols do not fit on one: each is subscribed once, none refused, within the characters Bybit allows."""
     symbols = [f"S{number:04}USDT" for number in range(1000)]
-    with Bybit(symbols={"linear": symbols}, rate=0, record=True) as bybit:
+    kinds = ("orderbook.200", "publicTrade", "tickers", "allLiquidation")
+    with Bybit(symbols={"linear": symbols}, rate=0) as bybit:
         collector = program(redis_server, bybit, SYMBOLS=",".join(symbols), ORDERBOOK_DEPTH=200)
-        bybit.wait(lambda: sum(len(connection.topics) for connection in bybit.connections) >= 4000, 50)
+        collector.says("Subscribed to ", times=7)
         code, _ = collector.end()
         assert code == 0, collector.log
         asked = [[topic for one in link.requests for topic in one["args"]] for link in bybit.connections]
-        sent_by(bybit)
-    kinds = ("orderbook.200", "publicTrade", "tickers", "allLiquidation")
-    assert sorted(topic for topics in asked for topic in topics) == sorted(
-        f"{kind}.{symbol}" for kind in kinds for symbol in symbols
-    )
+    assert not collector.lines("ERROR"), "Bybit refuses what is more than 21,000 characters"
     assert all(len(json.dumps(topics, separators=(",", ":"))) <= 21_000 for topics in asked)
+    topics = sorted(topic for topics in asked for topic in topics)
+    assert topics == sorted(f"{kind}.{symbol}" for kind in kinds for symbol in symbols)
     threads = {thread for thread, text in collector.lines("INFO") if text.startswith("Subscribed to ")}
-    assert {"OrderBook.1", "OrderBook.2", "Ticker"} <= threads
-    assert not collector.lines("ERROR")
+    parted = {f"{name}.{number}" for name in ("OrderBook", "Trades", "Liquidations") for number in (1, 2)}
+    assert threads == parted | {"Ticker"}
 
 
 def test_the_trades_of_many_option_contracts_come_once(program, redis_server):
@@ -428,10 +426,8 @@ def test_the_trades_of_many_option_contracts_come_once(program, redis_server):
     symbols = [f"BTC-25JUN27-{number}000-C-USDT" for number in range(100, 700)]
     with Bybit(symbols={"option": symbols}, rate=0) as bybit:
         collector = program(redis_server, bybit, CHANNEL_TYPE="option", SYMBOLS=",".join(symbols))
-        books = {f"orderbook.25.{symbol}" for symbol in symbols} | {f"tickers.{symbol}" for symbol in symbols}
-        wanted = books | {"publicTrade.BTC"}
-        bybit.wait(lambda: {topic for link in bybit.connections for topic in link.topics} == wanted, 50)
-        collector.says("Subscribed to publicTrade.BTC")
+        wanted = 2 * len(symbols) + 1  # books, tickers, and the trades of one coin
+        eventually(lambda: len({topic for link in bybit.connections for topic in link.topics}) == wanted, 30)
         code, _ = collector.end()
         assert code == 0, collector.log
         asked = [topic for link in bybit.connections for one in link.requests for topic in one["args"]]

@@ -28,12 +28,13 @@ from callbacks.trades import handle_trades
 from conf import settings
 from conf.settings import CHANNEL_TYPE, ORDERBOOK_DEPTH, RECONNECT_DELAY, RECONNECT_DELAY_MAX, STALL_TIMEOUT, SYMBOLS
 from conf.streams import Job, jobs
-from relay.connection import MAX_TOPIC_CHARACTERS, Callback, Connection, ConnectionLost, close_all, stats
+from operations import Watch, notify
+from relay.connection import MAX_TOPIC_CHARACTERS, PATIENCE, Callback, Connection, ConnectionLost, close_all, stats
 
 log = logging.getLogger(__name__)
 
 STEADY = 10.0  # seconds after which the next connection comes after exactly RECONNECT_DELAY
-TICK, REPORT_INTERVAL, STOP_TIMEOUT = 0.25, 60.0, 5.0  # seconds
+TICK, STOP_TIMEOUT = 0.25, 5.0  # seconds
 
 Symbols = str | list[str]
 
@@ -41,7 +42,8 @@ stop = threading.Event()
 signals: list[int] = []
 ENDING = (signal.SIGINT, signal.SIGTERM)
 URL, TESTNET = settings.BYBIT_WS_URL, settings.USE_TESTNET
-connect = partial(Connection, CHANNEL_TYPE, url=URL, testnet=TESTNET, stop=stop, flush=publisher.flush)
+connect = partial(Connection, CHANNEL_TYPE, url=URL, testnet=TESTNET, stop=stop)
+connect = partial(connect, flush=publisher.flush, announce=publisher.announce)
 
 
 def subscribe_orderbook(symbol: Symbols, callback: Callback, stall_timeout: float = STALL_TIMEOUT) -> None:
@@ -109,6 +111,7 @@ def run_stream(name: str, func: Callable[..., object], args: tuple[Any, ...], op
         pause = delay if steady else delay * random.uniform(0.75, 1)  # lest all come back at the same moment
         if not stop.is_set():
             log.warning("No connection: %s. Trying again in %.1f s", why, pause)
+        stats[name].due = monotonic() + pause + PATIENCE
         stop.wait(pause)
 
 
@@ -141,29 +144,28 @@ class Collector:
 
     def run(self) -> int:
         """Until a signal. Returns the exit code."""
+        watch = Watch(self.threads, publisher)
         publisher.start()
-        reported, before = monotonic(), dict.fromkeys(self.jobs, 0)
         while not signals and not publisher.fatal:
             try:
                 self.take_entries()
             except ValueError as problem:
                 log.error("%s; this entry is left out", problem)
             self.start_threads()
-            if (passed := monotonic() - reported) >= REPORT_INTERVAL:
-                reported += passed
-                for name in self.jobs:
-                    log.info("%s: %s", name, stats[name].since(before.get(name, 0), passed))
-                    before[name] = stats[name].messages
+            watch.look()
             stop.wait(TICK)
         if publisher.fatal:
             log.error("Cannot start: %s", publisher.fatal)
             return 2
         log.info("Stopping because of %s", signal.Signals(signals[0]).name)
+        notify("STOPPING=1")
         deadline = monotonic() + STOP_TIMEOUT
         stop.set()
         close_all()
         for thread in self.threads.values():  # sockets first; a callback that hangs must not cost the buffer its time
             thread.join(max(0.0, deadline - STOP_TIMEOUT / 2 - monotonic()))
+        if publisher.connected:
+            publisher.announce("stopped")
         if left := publisher.stop(deadline):
             log.error("%d messages could not be handed to Redis and are lost", left)
         return 1 if left else 0

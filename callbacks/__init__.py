@@ -11,4 +11,5 @@ publisher = Publisher(
     password=settings.REDIS_PASSWORD,
     tls=settings.REDIS_SSL,
     buffer=int(settings.REDIS_BUFFER_MB * 1024 * 1024),
+    status=f"{settings.CHANNEL_PREFIX}_status",
 )

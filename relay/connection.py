@@ -17,6 +17,7 @@ These internals of the two packages are leaned on, no others; tests/test_contrac
 
 import json
 import logging
+import math
 import os.path
 import select
 import socket
@@ -24,9 +25,9 @@ import ssl
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
-from time import monotonic
+from time import monotonic, time
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -48,13 +49,16 @@ ACK_TIMEOUT = 12.0
 FIRST_DATA_TIMEOUT = 30.0
 # Seconds before a topic that Bybit refused is asked for again.
 REFUSED_RETRY = 3600.0
-# Seconds between two looks at the clocks above.
-TICK = 1.0
+# Seconds between two looks at the clocks above, and seconds after which a thread that has not turned must be stuck.
+TICK, PATIENCE = 1.0, 60.0
 # Bytes asked of the socket at once. TLS gives at most one record of 16 KiB.
 CHUNK = 65536
 # Seconds without a message after which the next one is flushed at once, and messages after which it is done anyway
 # though more lies on the socket.
 PAUSE, FLUSH_EVERY = 0.001, 256
+# Messages of a stream that are looked into each second, for the delay and for gaps: all of them at ordinary rates, few
+# when it is busy.
+LOOKS = 2000
 # https://bybit-exchange.github.io/docs/v5/ws/connect: new connections in 300 s (500, less a margin for restarts),
 # topics in a request on spot, and characters of topics on a connection.
 CONNECTIONS, PER_SECONDS = 450, 300.0
@@ -85,19 +89,22 @@ class ConnectionLost(Exception):
         self.uptime = uptime
 
 
+class _Stalled(ConnectionLost):
+    """No data, though pings are answered."""
+
+
 @dataclass
 class Stats:
-    """What a stream has done since the program started. Written by its socket thread, read by any."""
+    """What a stream has done since the program started. Written by its threads, read by any."""
 
     messages: int = 0
     connects: int = 0
     last: float | None = None  # monotonic time of the last message
-
-    def since(self, before: int, seconds: float) -> str:
-        """A line for the log; `before` messages had come `seconds` ago."""
-        age = "no message yet" if self.last is None else f"the last {monotonic() - self.last:.1f} s ago"
-        rate = (self.messages - before) / seconds
-        return f"{self.messages:,} messages, {rate:,.1f}/s, {age}; {self.connects} connections so far"
+    topics: int = 0  # subscribed now
+    answered: bool = False  # Bybit has answered for all its topics at least once
+    gaps: int = 0  # order-book deltas seen whose `u` did not rise by one
+    delays: deque[float] = field(default_factory=lambda: deque(maxlen=1000))  # seconds from `ts` to here, the latest
+    due: float = math.inf  # monotonic time by which its threads must have turned again
 
 
 stats: defaultdict[str, Stats] = defaultdict(Stats)  # by the name of the stream
@@ -150,7 +157,7 @@ class Pacer:
         self._seconds = seconds
         self._lock = threading.Lock()
 
-    def wait(self, stop: threading.Event) -> None:
+    def wait(self, stop: threading.Event, stats: Stats) -> None:
         """Waits until one more connection may be started, or for `stop`."""
         while not stop.is_set():
             with self._lock:
@@ -162,6 +169,7 @@ class Pacer:
                     return
             if _once("paced"):
                 log.warning("%d connections in %g s: waiting before the next", CONNECTIONS, PER_SECONDS)
+            stats.due = now + pause + PATIENCE
             stop.wait(pause)
 
 
@@ -183,6 +191,7 @@ class Connection(WebSocket):
     url: base URL in place of Bybit's (pybit has no such argument), "" = Bybit's own.
     stop: set when the program ends.
     flush: called on the socket's thread when all that has arrived was handed to the callbacks.
+    announce: called with what consumers must know: announce(event, stream, topics, **more); on any thread.
     stall_timeout: seconds without data after which the connection is given up, 0 = never.
     Raises ConnectionLost, from here and from run(); after `stop` or close(), run() returns.
     """
@@ -195,11 +204,12 @@ class Connection(WebSocket):
         stop: threading.Event,
         url: str = "",
         flush: Callable[[], object] = lambda: None,
+        announce: Callable[..., object] = lambda *event, **more: None,
         stall_timeout: float = 0.0,
     ) -> None:
         self._name = threading.current_thread().name
         self._channel_type, self._url, self._stop = channel_type, url, stop
-        self._flush, self._stall_timeout = flush, stall_timeout
+        self._flush, self._announce, self._stall_timeout = flush, announce, stall_timeout
         self._callbacks: dict[str, Callback] = {}  # by topic
         self._cause: BaseException | None = None
         self._opened = self._closing = False
@@ -214,11 +224,14 @@ class Connection(WebSocket):
 
         self._rest = b""  # bytes received and not yet used
         self._partial = False  # websocket-client has begun a frame and waits for the rest of it
+        self._looks = LOOKS  # messages that may still be looked into in this second
+        self._updates: dict[bytes, int] = {}  # the last `u` of each order book, as far as all are looked into
         # Seconds, counted only while this thread looked at the socket: neither a callback that takes long nor a
         # machine that was suspended makes the network look dead.
         self._silent = self._unanswered = self._without_data = self._connected_for = 0.0
 
-        pacer.wait(stop)
+        pacer.wait(stop, self._stats)
+        self._stats.due = monotonic() + PATIENCE
         _live.add(self)
         self._deadline = monotonic() + CONNECT_TIMEOUT
         try:
@@ -254,9 +267,15 @@ class Connection(WebSocket):
             raise ValueError(f"more than {MAX_TOPIC_CHARACTERS:,} characters of topics on one connection")
         self._run.set()
         self.wst.join()
-        if not (self._closing or self._stop.is_set()):
-            uptime = monotonic() - self._subscribed_at if self._subscribed_at else 0.0
-            raise ConnectionLost(reason(self._cause or EOFError("it ended")), uptime) from self._cause
+        self._stats.topics = 0
+        if self._closing or self._stop.is_set():
+            return
+        why = reason(self._cause or EOFError("it ended"))
+        if self._subscribed:
+            since = self._stats.last and round((time() - monotonic() + self._stats.last) * 1000)
+            event = "stalled" if isinstance(self._cause, _Stalled) else "lost"
+            self._announce(event, self._name, sorted(self._subscribed), why=why, since=since)
+        raise ConnectionLost(why, monotonic() - self._subscribed_at if self._subscribed_at else 0.0) from self._cause
 
     # What pybit calls on the thread of the stream.
 
@@ -359,6 +378,7 @@ class Connection(WebSocket):
         if self._rest:
             data = self._rest + data
         callback, prefix, unseen = self._raw_callback, self._prefix, self._unseen
+        look = self._look if self._looks > 0 else None
         messages = position = 0
         end = len(data)
         while position < end:
@@ -386,6 +406,8 @@ class Connection(WebSocket):
                     break
                 position = start + length
                 frame = data[start:position]
+            if look is not None:
+                look(frame)
             if callback is not None and frame.startswith(prefix) and frame.isascii():
                 try:
                     callback(frame)
@@ -403,7 +425,25 @@ class Connection(WebSocket):
             self._stats.messages += messages
             self._stats.last = monotonic()
             self._without_data = 0.0
+            self._looks -= messages
         return messages
+
+    def _look(self, frame: bytes) -> None:
+        """Reads the few bytes of a message that tell its delay and, of an order-book delta, whether one is missing."""
+        try:
+            at = frame.index(b'"ts":') + 5
+            self._stats.delays.append(time() - int(frame[at : at + 13]) / 1000)
+            if frame.startswith(b'{"topic":"orderbook.'):
+                topic = frame[10 : frame.index(b'"', 10)]
+                at = frame.rindex(b'"u":') + 4
+                update = int(frame[at : frame.index(b",", at)])
+                expected = self._updates.get(topic, update - 1) + 1
+                self._updates[topic] = update
+                if update not in (expected, 1) and b'"type":"delta"' in frame[:100]:
+                    self._stats.gaps += 1
+                    log.warning("%s: u rose from %d to %d: a consumer's book is wrong", topic, expected - 1, update)
+        except ValueError:
+            pass  # a message of another form
 
     def _take(self, size: int) -> bytes:
         """websocket-client's recv: from what has arrived, or _Dry."""
@@ -506,6 +546,10 @@ class Connection(WebSocket):
         self._subscribed.update(topics)
         if topics:
             self._unseen.update(topic.encode() for topic in topics if topic.startswith(("orderbook.", "tickers.")))
+        self._stats.topics = len(self._subscribed)
+        self._stats.answered = self._stats.answered or not self._pending
+        if topics:
+            self._announce("subscribed", self._name, topics)
         if not self._pending and self._subscribed:
             self._subscribed_at = self._subscribed_at or monotonic()
             listed = sorted(self._subscribed)
@@ -518,6 +562,7 @@ class Connection(WebSocket):
             _refused[self.endpoint, topic] = monotonic()
             if not known:
                 log.error("Bybit refuses %s: %s. Asked again in %g min", topic, words, REFUSED_RETRY / 60)
+                self._announce("refused", self._name, [topic], words=words)
 
     def _is_refused(self, topic: str, now: float) -> bool:
         return now - _refused.get((self.endpoint, topic), -REFUSED_RETRY) < REFUSED_RETRY
@@ -548,12 +593,16 @@ class Connection(WebSocket):
         self._without_data += elapsed
         self._unanswered += elapsed
         self._connected_for += elapsed
+        self._stats.due = now + PATIENCE
+        if self._looks <= 0:
+            self._updates.clear()  # some were not looked into
+        self._looks = LOOKS
         if self._silent >= SILENCE_TIMEOUT:
             raise ConnectionLost(f"nothing came for {SILENCE_TIMEOUT:g} s, not even a pong")
         if self._pending and self._unanswered >= ACK_TIMEOUT:
             raise ConnectionLost(f"a subscription was not acknowledged within {ACK_TIMEOUT:g} s")
         if self._stall_timeout and self._subscribed and self._without_data >= self._stall_timeout:
-            raise ConnectionLost(f"no data for {self._stall_timeout:g} s, though pings are answered")
+            raise _Stalled(f"no data for {self._stall_timeout:g} s, though pings are answered")
         if self._unseen and self._connected_for >= FIRST_DATA_TIMEOUT:
             for topic in sorted(self._unseen):
                 if _once((self.endpoint, topic)):

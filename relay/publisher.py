@@ -11,12 +11,13 @@ one internal leaned on, tested in tests/test_contracts.py: Connection._get_socke
 
 import json
 import logging
+import math
 import select
 import ssl
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
-from time import monotonic
+from collections.abc import Callable, Sequence
+from time import monotonic, time
 from typing import Any
 
 import redis
@@ -34,8 +35,12 @@ BACKOFF, BACKOFF_MAX = 0.05, 1.0
 # Seconds between two looks at what flush() left behind, and between two looks at Redis's role and subscribers.
 TICK = 0.1
 PROBE_INTERVAL = 1.0
+# Seconds between two writes of the state, and seconds after which it is gone if there are no more.
+STATE_INTERVAL, STATE_EXPIRES = 5.0, 15
 # Seconds that a backlog waits for the subscribers that a restarted Redis had before.
 HOLD = 2.0
+# Seconds after which the thread must be stuck if it has not turned.
+PATIENCE = 60.0
 # Bytes sent and not yet answered: what may arrive twice when a connection breaks. A larger message goes alone.
 WINDOW = 256 * 1024
 # Answers are read by flush() only when this many are due: else by the publisher thread's tick.
@@ -70,6 +75,7 @@ class Publisher:
     """Publishes messages to the Redis at `host`:`port`, for ever, through every outage.
 
     buffer: bytes of messages kept while Redis is away; when it is full the oldest go, counted.
+    status: the channel of announce(), and the key of the hash that `state` is kept in.
     The other arguments are redis-py's. Start it with start(), end it with stop().
     """
 
@@ -83,6 +89,7 @@ class Publisher:
         password: str | None = None,
         tls: bool = False,
         buffer: int = 256 << 20,
+        status: str = "stream:bybit_status",
     ) -> None:
         self.address = f"{host}:{port}"
         # Not redis-py's retries (they resend whole pipelines, and sleep where no stop reaches them), not its greeting
@@ -95,6 +102,9 @@ class Publisher:
             redis.SSLConnection if tls else redis.Connection
         )(**options)
         self._limit = buffer
+        self._status = status
+        # Gives the fields of the status hash; called on the publisher thread.
+        self.state: Callable[[], dict[str, str]] = dict
         self._heads: dict[str, bytes] = {}  # the beginning of PUBLISH, by channel
 
         # _lock guards _waiting and its size, and is held for a few instructions only.
@@ -115,12 +125,16 @@ class Publisher:
         self._suspect: bytes | None = None
         self._breaks = 0  # connections broken in a row with _suspect as the first unanswered command
 
+        self._state_at = 0.0  # monotonic time of the next write of the state
+        self.due = math.inf  # monotonic time by which the thread must have turned again
+
         self._audience: dict[bytes, int] = {}  # subscribers by channel when last seen; b"" counts the patterns
         self._lost_at: float | None = None  # monotonic time of the beginning of an outage
         self._reasons: set[str] = set()  # that were logged for it
         self._was_connected: bool | None = None  # in the last session; None before the first has ended
         self._overflow_since: float | None = None
-        self._overflow: Counter[str] = Counter()
+        self._overflow: Counter[str] = Counter()  # dropped since then
+        self._unannounced: Counter[str] = Counter()  # of those, what consumers have not been told
         self._refusals_logged: set[tuple[str, bytes]] = set()
         self.dropped: Counter[str] = Counter()  # messages lost since the start by channel, for whatever reason
         self.published = 0  # messages answered by Redis since the start
@@ -142,6 +156,11 @@ class Publisher:
         return self.backlog
 
     @property
+    def connected(self) -> bool:
+        """Whether messages reach Redis now. Any thread."""
+        return self._open
+
+    @property
     def backlog(self) -> int:
         """Messages that Redis has not confirmed yet. Any thread."""
         return len(self._waiting) + len(self._unanswered)
@@ -152,16 +171,30 @@ class Publisher:
         """
         if not isinstance(message, bytes):
             message = message.encode() if isinstance(message, str) else dumps(message)
-        head = self._heads.get(channel)
-        if head is None:
-            name = channel.encode()
-            head = self._heads[channel] = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(name), name)
-        command = b"%b%d\r\n%b\r\n" % (head, len(message), message)
+        command = self._command(channel, message)
         with self._lock:
             self._waiting.append(command)
             self._size += len(command) + OVERHEAD
             if self._size + self._flight > self._limit:
                 self._drop_oldest()
+
+    def _command(self, channel: str, message: bytes) -> bytes:
+        head = self._heads.get(channel)
+        if head is None:
+            name = channel.encode()
+            head = self._heads[channel] = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(name), name)
+        return b"%b%d\r\n%b\r\n" % (head, len(message), message)
+
+    def announce(self, event: str, stream: str = "", topics: Sequence[str] = (), **more: Any) -> None:
+        """Tells the consumers of the status channel what happened to a stream, in its place among the messages."""
+        self.publish(self._status, self._event(event, stream, topics, **more))
+        self.flush()
+
+    @staticmethod
+    def _event(event: str, stream: str = "", topics: Sequence[str] = (), **more: Any) -> bytes:
+        """`ts` is in milliseconds, as Bybit's."""
+        known = {"event": event, "stream": stream, "topics": list(topics), "ts": round(time() * 1000)}
+        return dumps(known | more)
 
     def flush(self) -> None:
         """Sends what waits as far as the socket takes it at once. Any thread, never waits."""
@@ -191,7 +224,7 @@ class Publisher:
         while self._waiting and self._size + self._flight > self._limit:
             oldest = self._waiting.popleft()
             self._size -= len(oldest) + OVERHEAD
-            self._overflow[_channel(oldest)] += 1
+            self._unannounced[_channel(oldest)] += 1
 
     def _end_overflow(self) -> None:
         if self._overflow_since is None or self._waiting:
@@ -199,7 +232,6 @@ class Publisher:
         with self._lock:
             lasted = monotonic() - self._overflow_since
             dropped, self._overflow, self._overflow_since = self._overflow, Counter(), None
-        self.dropped.update(dropped)
         counts = ", ".join(f"{channel} {number:,}" for channel, number in sorted(dropped.items()))
         log.warning("The buffer is empty again after %.1f s; dropped: %s", lasted, counts)
 
@@ -230,6 +262,13 @@ class Publisher:
         room = 1 if self._careful else WINDOW - self._flight
         with self._lock:
             waiting = self._waiting
+            for channel, number in self._unannounced.items():  # consumers are told right where they are missing
+                event = self._command(self._status, self._event("dropped", channel=channel, messages=number))
+                waiting.appendleft(event)
+                self._size += len(event) + OVERHEAD
+                self._overflow[channel] += number
+                self.dropped[channel] += number
+            self._unannounced.clear()
             while waiting and size < room:
                 command = waiting.popleft()
                 size += len(command)
@@ -313,6 +352,7 @@ class Publisher:
     def _run(self) -> None:
         pause = BACKOFF
         while not self._done():
+            self.due = monotonic() + PATIENCE
             try:
                 self._session()
             except (OSError, redis.RedisError) as error:
@@ -347,6 +387,7 @@ class Publisher:
         else:
             away, self._lost_at = monotonic() - self._lost_at, None
             log.warning("Redis at %s is back after %.1f s; %d messages waited", self.address, away, waited)
+            self.announce("redis_back", away=round(away, 3), held=waited)
 
     def _session(self) -> None:
         """One life of a connection to Redis. Ends with an exception, or when all is done after stop()."""
@@ -374,6 +415,7 @@ class Publisher:
         probe_at = monotonic()
         published, waited = self.published, self.backlog
         while not self._done():
+            self.due = monotonic() + PATIENCE
             with self._io:
                 if self._error:
                     raise self._error
@@ -383,6 +425,7 @@ class Publisher:
                     self._socket.settimeout(ANSWER_TIMEOUT)
                     self._check_role(connection)
                     self._audience = self._listeners(connection)
+                    self._keep_state(connection)
                     self._socket.settimeout(0)
                     probe_at = monotonic() + PROBE_INTERVAL
                 all_sent = self._exchange(ready, taking=True)
@@ -431,6 +474,21 @@ class Publisher:
         counts = self._ask(connection, "PUBSUB", "NUMSUB", *self._heads) or []
         patterns = self._ask(connection, "PUBSUB", "NUMPAT") or 0
         return dict(zip(counts[::2], counts[1::2], strict=True)) | {b"": patterns}
+
+    def _keep_state(self, connection: redis.Connection) -> None:
+        """For who comes late: the state in a hash, which goes when nobody keeps it any more."""
+        if monotonic() < self._state_at:
+            return
+        state = self.state()
+        if state:
+            if self._state_at == 0:
+                self._ask(connection, "DEL", self._status)  # what another run left
+            fields = [text for pair in state.items() for text in pair]
+            kept = self._ask(connection, "HSET", self._status, *fields) is not None
+            if not kept and self._state_at == 0:
+                log.warning("Redis does not let us write the hash %s, where the state would be kept", self._status)
+            self._ask(connection, "EXPIRE", self._status, str(STATE_EXPIRES))
+        self._state_at = monotonic() + STATE_INTERVAL
 
     def _ask(self, connection: redis.Connection, *command: str) -> Any:
         """Redis's answer, or None where the user lacks the right to ask. Nothing else may be in flight."""

@@ -38,6 +38,7 @@ class Stream:
 
     def __init__(self, bybit, monkeypatch, func=None, symbols="BTCUSDT", callback=None, kind="linear", **options):
         self.messages = []
+        self.events = []  # announced: (event, topics, more)
         self.flushed = 0
         monkeypatch.setattr(main, "connect", partial(self._connect, bybit.url, kind))
         monkeypatch.setattr(main, "CHANNEL_TYPE", kind)
@@ -49,7 +50,11 @@ class Stream:
         def flush():
             self.flushed = len(self.messages)
 
-        return Connection(kind, testnet=True, url=url, stop=main.stop, flush=flush, **options)
+        def announce(event, stream, topics, **more):
+            assert stream == self.thread.name
+            self.events.append((event, topics, more))
+
+        return Connection(kind, testnet=True, url=url, stop=main.stop, flush=flush, announce=announce, **options)
 
     @property
     def texts(self):
@@ -328,6 +333,65 @@ def test_the_wall_clock_does_not_matter(stream, monkeypatch):
         assert one.thread.is_alive()
 
 
+def test_consumers_are_told_what_breaks_their_stream(stream, monkeypatch):
+    monkeypatch.setattr(connection, "PING_INTERVAL", 0.05)
+    symbols, topics = ["BTCUSDT", "NOPE"], ["orderbook.50.BTCUSDT"]
+    with (
+        Bybit(rate=0, script=[Script(), Script(handshake=503)]) as bybit,
+        stream(bybit, main.subscribe_orderbook, symbols, stall_timeout=1) as one,
+    ):
+        eventually(lambda: one.messages)
+        before = time.time() * 1000
+        subscribed(bybit).drop()
+        bybit.wait(lambda: len(bybit.connections) == 3 and bybit.connections[2].topics)
+        bybit.connections[2].silence()
+        eventually(lambda: len(one.events) == 6)
+    words = {"words": "error:handler not found,topic:orderbook.50.NOPE"}
+    assert one.events[:2] == [("refused", ["orderbook.50.NOPE"], words), ("subscribed", topics, {})]
+    lost, again, stalled, last = one.events[2:6]
+    assert lost[:2] == ("lost", topics)
+    assert lost[2]["why"] == "Bybit cut it without a close frame"
+    assert before - 60_000 < lost[2]["since"] <= before + 1
+    assert again == last == ("subscribed", topics, {})
+    assert stalled[:2] == ("stalled", topics)
+    assert len(one.events) == 6, "a connection that never came up is no second loss, and the stop is none"
+
+
+def test_gaps_and_delays_are_measured_from_the_messages(stream, caplog):
+    def delta(update, ago=0.0):
+        return json.dumps(
+            {
+                "topic": "orderbook.50.BTCUSDT",
+                "type": "delta",
+                "ts": round((time.time() - ago) * 1000),
+                "data": {"s": "BTCUSDT", "b": [["1", "2"]], "a": [], "u": update, "seq": 7},
+                "cts": 1,
+            },
+            separators=(",", ":"),
+        )
+
+    with Bybit(rate=0) as bybit, stream(bybit, main.subscribe_orderbook) as one:
+        subscribed(bybit)
+        eventually(lambda: one.messages)
+        first = json.loads(one.messages[0])["data"]["u"]
+        one.stats.delays.clear()
+        for update in (first + 1, first + 2, first + 4, first + 5, 1, 2):
+            bybit.publish(delta(update, ago=5))
+        eventually(lambda: len(one.messages) == 7)
+        assert one.stats.gaps == 1
+        assert 5 <= min(one.stats.delays) <= max(one.stats.delays) < 15
+    assert f"u rose from {first + 2} to {first + 4}" in caplog.text
+
+
+def test_a_busy_stream_is_looked_into_only_now_and_then(stream, monkeypatch):
+    monkeypatch.setattr(connection, "LOOKS", 10)
+    monkeypatch.setattr(connection, "TICK", 0.1)
+    with Bybit(rate=2000) as bybit, stream(bybit, main.subscribe_orderbook, ["BTCUSDT", "ETHUSDT"]) as one:
+        eventually(lambda: len(one.messages) > 1500)
+        assert one.stats.gaps == 0
+        assert 0 < len(one.stats.delays) < 1000
+
+
 # Subscribing.
 
 
@@ -584,7 +648,7 @@ def test_the_pacer_spreads_what_is_too_much():
     stop, pacer = threading.Event(), Pacer(3, 0.3)
     starts = []
     for _ in range(7):
-        pacer.wait(stop)
+        pacer.wait(stop, connection.Stats())
         starts.append(time.monotonic())
     for first, fourth in zip(starts, starts[3:], strict=False):
         assert fourth - first >= 0.29

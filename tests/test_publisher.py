@@ -1,7 +1,7 @@
 """Redis's end: what becomes of messages under everything that Redis can do. Real servers, real faults."""
 
 import asyncio
-import logging
+import json
 import socket
 import ssl
 import subprocess
@@ -20,7 +20,7 @@ from local.redis import LocalRedis
 from relay import publisher as module
 from relay.publisher import Publisher
 
-CHANNEL = "test:a"
+CHANNEL, STATUS = "test:a", "stream:bybit_status"
 
 
 class Running(Publisher):
@@ -316,7 +316,7 @@ def test_a_message_too_large_for_redis_is_dropped_alone(own_redis, caplog, setti
 
 
 def test_a_full_buffer_drops_the_oldest_and_says_so_twice(own_redis, caplog):
-    caplog.set_level(logging.INFO)
+    """In the log; and to the consumers, right where the messages are missing."""
     own_redis.stop()
     text = b"%06d" + b"x" * 1000
     with Running(own_redis, buffer=1 << 20) as publisher:
@@ -325,12 +325,62 @@ def test_a_full_buffer_drops_the_oldest_and_says_so_twice(own_redis, caplog):
             publisher.publish(CHANNEL if number % 3 else "test:b", text % number)
         kept = publisher.backlog
         assert 900 < kept < 1000
+        publisher._audience = {b"": 1}  # wait for the subscriber below
         own_redis.start()
-        eventually(lambda: "The buffer is empty again" in caplog.text)
-    assert publisher.dropped == {"test:b": 1000 - round(kept / 3), CHANNEL: 3000 - kept - 1000 + round(kept / 3)}
-    assert publisher.published == kept
+        with Subscriber(own_redis, "*") as subscriber:
+            eventually(lambda: "The buffer is empty again" in caplog.text)
+            eventually(lambda: len(subscriber.messages) == kept + 3)
+    assert [int(payload[:6]) for name, payload in subscriber.messages if name != STATUS] == list(
+        range(3000 - kept, 3000)
+    )
+    events = [json.loads(payload) for payload in subscriber.of(STATUS)]
+    assert [name for name, _ in subscriber.messages[:2]] == [STATUS, STATUS]
+    dropped = {event["channel"]: event["messages"] for event in events if event["event"] == "dropped"}
+    assert dropped == publisher.dropped
+    assert sum(dropped.values()) == 3000 - kept
+    back = events[-1]
+    assert (back["event"], back["held"]) == ("redis_back", kept)
+    assert back["away"] > 0
+    assert abs(back["ts"] / 1000 - time.time()) < 60
     assert caplog.text.count("The buffer for Redis is full (1 MiB)") == 1
-    assert f"dropped: test:a {publisher.dropped[CHANNEL]:,}, test:b {publisher.dropped['test:b']:,}" in caplog.text
+    assert f"dropped: test:a {dropped[CHANNEL]:,}, test:b {dropped['test:b']:,}" in caplog.text
+
+
+def test_the_state_stands_in_a_hash_that_goes_when_nobody_keeps_it(own_redis, monkeypatch):
+    monkeypatch.setattr(module, "STATE_INTERVAL", 0.1)
+    monkeypatch.setattr(module, "STATE_EXPIRES", 1)
+    client = own_redis.client(decode_responses=True)
+    client.hset(STATUS, "a stream of another run", "{}")
+    count = iter(range(1000))
+    publisher = Running(own_redis)
+    publisher.state = lambda: {"Trades": str(next(count))}
+    with publisher:
+        eventually(lambda: int(client.hgetall(STATUS).get("Trades", 0)) > 2)
+        assert list(client.hgetall(STATUS)) == ["Trades"]
+    eventually(lambda: not client.exists(STATUS))
+
+
+RIGHTS = "resetchannels &stream:bybit_* ~stream:bybit_status -@all +publish"
+RIGHTS += " +hset +expire +del +role +pubsub|numsub +pubsub|numpat"
+
+
+@pytest.mark.parametrize("left_out", ["", "+hset"])
+def test_the_rights_that_the_documentation_names_are_enough(own_redis, monkeypatch, caplog, left_out):
+    """Without the right to keep the state there is none, which is said; messages flow all the same."""
+    monkeypatch.setattr(module, "STATE_INTERVAL", 0.1)
+    admin = own_redis.client(decode_responses=True)
+    rights = [right for right in RIGHTS.split() if right != left_out]
+    admin.execute_command("ACL", "SETUSER", "collector", "on", ">p w", *rights)
+    publisher = Publisher("127.0.0.1", own_redis.port, username="collector", password="p w")
+    publisher.state = lambda: {"Trades": "{}"}
+    with Subscriber(own_redis, "stream:bybit_trades") as subscriber:
+        publisher.start()
+        publisher.publish("stream:bybit_trades", "x")
+        eventually(lambda: subscriber.messages)
+        eventually(lambda: "does not let us write" in caplog.text if left_out else admin.exists(STATUS))
+        eventually(lambda: publisher._audience.get(b"stream:bybit_trades") == 1)
+        assert publisher.stop(time.monotonic() + 5) == 0
+    assert {entry["object"] for entry in admin.execute_command("ACL", "LOG")} <= {left_out.lstrip("+")}
 
 
 FILL = """

@@ -26,9 +26,9 @@ from callbacks.orderbook import handle_orderbook
 from callbacks.ticker import handle_ticker
 from callbacks.trades import handle_trades
 from conf import settings
-from conf.settings import CHANNEL_TYPE, ORDERBOOK_DEPTH, RECONNECT_DELAY, RECONNECT_DELAY_MAX, STALL_TIMEOUT, SYMBOLS
+from conf.settings import CHANNEL_TYPE, LIQUIDATIONS, ORDERBOOK_DEPTH, STALL_TIMEOUT, SYMBOLS
 from conf.streams import Job, jobs
-from operations import Watch, notify
+from operations import Watch, catch, configure_log, notify
 from relay.connection import MAX_TOPIC_CHARACTERS, PATIENCE, Callback, Connection, ConnectionLost, close_all, stats
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,16 @@ TICK, STOP_TIMEOUT = 0.25, 5.0  # seconds
 Symbols = str | list[str]
 
 stop = threading.Event()
-signals: list[int] = []
-ENDING = (signal.SIGINT, signal.SIGTERM)
+signals: list[signal.Signals] = []
 URL, TESTNET = settings.BYBIT_WS_URL, settings.USE_TESTNET
+RECONNECT_DELAY, RECONNECT_DELAY_MAX = settings.RECONNECT_DELAY, settings.RECONNECT_DELAY_MAX
 connect = partial(Connection, CHANNEL_TYPE, url=URL, testnet=TESTNET, stop=stop)
 connect = partial(connect, flush=publisher.flush, announce=publisher.announce)
+
+
+def traded(symbol: str) -> str:
+    """What publicTrade calls it: on option the coin, BTC for BTC-25JUN27-106000-P-USDT."""
+    return symbol.split("-")[0] if CHANNEL_TYPE == "option" else symbol
 
 
 def subscribe_orderbook(symbol: Symbols, callback: Callback, stall_timeout: float = STALL_TIMEOUT) -> None:
@@ -54,9 +59,8 @@ def subscribe_orderbook(symbol: Symbols, callback: Callback, stall_timeout: floa
 
 
 def subscribe_trades(symbol: Symbols, callback: Callback, stall_timeout: float = 0) -> None:
-    """Public trades. Option has them by base coin: "BTC" stands for all contracts on BTC."""
-    if CHANNEL_TYPE == "option":
-        symbol = sorted({one.split("-")[0] for one in ([symbol] if isinstance(symbol, str) else symbol)})
+    """Public trades. Option has them by coin: those of one contract are those of all contracts on its coin."""
+    symbol = [traded(one) for one in ([symbol] if isinstance(symbol, str) else symbol)]
     with connect(stall_timeout=stall_timeout) as bybit:
         bybit.trade_stream(symbol=symbol, callback=callback)
         bybit.run()
@@ -81,16 +85,16 @@ STREAMS: list[dict[str, Any]] = [
     {"name": "Trades", "func": subscribe_trades, "args": (SYMBOLS, handle_trades)},
     {"name": "Ticker", "func": subscribe_ticker, "args": (SYMBOLS, handle_ticker)},
 ]
-if CHANNEL_TYPE in settings.LIQUIDATIONS:
+if CHANNEL_TYPE in LIQUIDATIONS:
     STREAMS.append({"name": "Liquidations", "func": subscribe_liquidations, "args": (SYMBOLS, handle_liquidations)})
 # STREAMS.append({"name": "Trades_ETHUSDT", "func": subscribe_trades, "args": ("ETHUSDT", handle_trades)})
 
-# What the topics of each subscribe_* begin with; None where Bybit has none.
-TOPICS: dict[Callable[..., None], str | None] = {
-    subscribe_orderbook: f"orderbook.{ORDERBOOK_DEPTH}.",
-    subscribe_trades: "publicTrade.",
-    subscribe_ticker: "tickers.",
-    subscribe_liquidations: "allLiquidation." if CHANNEL_TYPE in settings.LIQUIDATIONS else None,
+# The topic that each subscribe_* asks for; None where Bybit has none.
+TOPICS: dict[Callable[..., None], Callable[[str], str] | None] = {
+    subscribe_orderbook: lambda symbol: f"orderbook.{ORDERBOOK_DEPTH}.{symbol}",
+    subscribe_trades: lambda symbol: f"publicTrade.{traded(symbol)}",
+    subscribe_ticker: lambda symbol: f"tickers.{symbol}",
+    subscribe_liquidations: (lambda symbol: f"allLiquidation.{symbol}") if CHANNEL_TYPE in LIQUIDATIONS else None,
 }
 
 
@@ -157,7 +161,7 @@ class Collector:
         if publisher.fatal:
             log.error("Cannot start: %s", publisher.fatal)
             return 2
-        log.info("Stopping because of %s", signal.Signals(signals[0]).name)
+        log.info("Stopping because of %s", signals[0].name)
         notify("STOPPING=1")
         deadline = monotonic() + STOP_TIMEOUT
         stop.set()
@@ -171,20 +175,10 @@ class Collector:
         return 1 if left else 0
 
 
-def on_signal(number: int, _frame: object) -> None:
-    """Only plain assignments: a handler runs between any two instructions of the main thread. A second signal kills."""
-    signals.append(number)
-    for either in ENDING:
-        signal.signal(either, signal.SIG_DFL)
-
-
 def main() -> int:
     """Runs the collector. Returns the exit code: 0; 1, messages were left behind; 2, something was refused at start."""
-    logging.basicConfig(level=settings.LOG_LEVEL, format="%(asctime)s %(levelname)s [%(threadName)s] %(message)s")
-    for chatty in ("websocket", "pybit"):  # they repeat what we say, with whole frames and pages in it
-        logging.getLogger(chatty).propagate = False
-    for either in ENDING:
-        signal.signal(either, on_signal)
+    configure_log(settings.LOG_LEVEL)
+    catch(signals)
     collector = Collector()
     try:
         collector.take_entries()

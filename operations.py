@@ -1,11 +1,12 @@
-"""What an operator sees of a running collector: the lines of the log, systemd's view, the status hash.
+"""The operator's end: signals, the lines of the log, systemd's view, the status hash.
 
-It only reads what the streams and the publisher say of themselves. Main thread, but for state().
+Of the streams and the publisher it only reads what they say of themselves. Main thread, but for state().
 """
 
 import json
 import logging
 import os
+import signal
 import socket
 from collections.abc import Mapping
 from threading import Thread
@@ -18,6 +19,26 @@ log = logging.getLogger(__name__)
 
 # Seconds between two lines a stream in the log, and between two words to systemd.
 REPORT_INTERVAL, NOTIFY_INTERVAL = 60.0, 5.0
+
+
+def configure_log(level: str) -> None:
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s [%(threadName)s] %(message)s")
+    for chatty in ("websocket", "pybit"):  # they repeat what we say, with whole frames and pages in it
+        logging.getLogger(chatty).propagate = False
+
+
+def catch(signals: list[signal.Signals]) -> None:
+    """From now on the first SIGINT or SIGTERM is appended to `signals`, and a second one kills."""
+    ending = (signal.SIGINT, signal.SIGTERM)
+
+    def handle(number: int, _frame: object) -> None:
+        # Plain assignments and no more: this runs between any two instructions of the main thread.
+        signals.append(signal.Signals(number))
+        for each in ending:
+            signal.signal(each, signal.SIG_DFL)
+
+    for each in ending:
+        signal.signal(each, handle)
 
 
 def notify(text: str) -> None:

@@ -16,6 +16,7 @@ from dotenv import dotenv_values
 
 T = TypeVar("T")
 
+DAY = 86400.0
 # https://bybit-exchange.github.io/docs/v5/websocket/public/orderbook
 DEPTHS = dict.fromkeys(("linear", "spot", "inverse"), (1, 50, 200, 1000)) | {"option": (25, 100)}
 # https://bybit-exchange.github.io/docs/v5/websocket/public/all-liquidation
@@ -51,6 +52,7 @@ def _read_env_file(path: Path) -> dict[str, str]:
 def _setting(name: str, default: str, convert: Callable[[str], T], expected: str) -> T:
     text = os.environ.get(name, _file.get(name, default))
     try:
+        text.encode()  # the environment may hold bytes that are no text
         return convert(text if convert is str else text.strip())
     except (ValueError, KeyError):
         shown = "…" if "PASSWORD" in name else repr(text)[1:-1]  # one line, whatever it holds
@@ -135,13 +137,13 @@ try:
     CHANNEL_PREFIX = _setting("CHANNEL_PREFIX", "stream:bybit", _matching(r"\S+"), "a word without spaces")
 
     # Seconds before a connection that was up comes back.
-    RECONNECT_DELAY = _setting("RECONNECT_DELAY", "2", _number(0.01), "seconds, 0.01 or more")
+    RECONNECT_DELAY = _setting("RECONNECT_DELAY", "2", _number(0.01, DAY), "seconds, 0.01 to 86400")
     # Seconds; the delay doubles up to this while connections fail.
     RECONNECT_DELAY_MAX = _setting(
         "RECONNECT_DELAY_MAX",
         str(max(60.0, RECONNECT_DELAY)),
-        _number(RECONNECT_DELAY),
-        f"seconds, not less than RECONNECT_DELAY ({RECONNECT_DELAY:g})",
+        _number(RECONNECT_DELAY, DAY),
+        f"seconds, from RECONNECT_DELAY ({RECONNECT_DELAY:g}) to 86400",
     )
     # Seconds without data after which an order-book or ticker connection is replaced; 0 = never.
     STALL_TIMEOUT = _setting("STALL_TIMEOUT", "60", _number(0), "seconds, 0 or more")

@@ -263,7 +263,7 @@ class Connection(WebSocket):
 
     def run(self) -> None:
         """Subscribes, and hands on messages until the connection is lost."""
-        if sum(len(topic) + 3 for topic in self._callbacks) > MAX_TOPIC_CHARACTERS:
+        if len(json.dumps(list(self._callbacks), separators=(",", ":"))) > MAX_TOPIC_CHARACTERS:
             raise ValueError(f"more than {MAX_TOPIC_CHARACTERS:,} characters of topics on one connection")
         self._run.set()
         self.wst.join()

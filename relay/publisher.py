@@ -59,12 +59,10 @@ class _Unfit(redis.ConnectionError):
     """Redis answers, but cannot be used in the state that it is in."""
 
 
-def dumps(message: Any) -> bytes:
-    """Compact JSON, non-ASCII kept (escaped only where it is no text: half of a surrogate pair)."""
-    try:
-        return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return json.dumps(message, separators=(",", ":")).encode()
+def encoded(message: Any) -> bytes:
+    """Text as it is, all else as compact JSON; non-ASCII kept, but half of a surrogate pair escaped as JSON does."""
+    text = message if isinstance(message, str) else json.dumps(message, separators=(",", ":"), ensure_ascii=False)
+    return text.encode(errors="backslashreplace")
 
 
 def _channel(command: bytes) -> str:
@@ -148,12 +146,16 @@ class Publisher:
         self._thread.start()
 
     def stop(self, deadline: float) -> int:
-        """Sends what waits, until `deadline` (monotonic), and ends. Returns how many messages were left behind."""
+        """Sends what waits, until `deadline` (monotonic), and ends. Returns how many messages were left behind,
+        announcements not counted.
+        """
         self._deadline = deadline
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(max(0.0, deadline - monotonic()) + TICK)
-        return self.backlog
+        with self._lock:
+            left = [*self._unanswered, *self._waiting]
+        return sum(_channel(command) != self._status for command in left)
 
     @property
     def connected(self) -> bool:
@@ -170,7 +172,7 @@ class Publisher:
         next flush(), or within TICK by itself.
         """
         if not isinstance(message, bytes):
-            message = message.encode() if isinstance(message, str) else dumps(message)
+            message = encoded(message)
         command = self._command(channel, message)
         with self._lock:
             self._waiting.append(command)
@@ -194,7 +196,7 @@ class Publisher:
     def _event(event: str, stream: str = "", topics: Sequence[str] = (), **more: Any) -> bytes:
         """`ts` is in milliseconds, as Bybit's."""
         known = {"event": event, "stream": stream, "topics": list(topics), "ts": round(time() * 1000)}
-        return dumps(known | more)
+        return encoded(known | more)
 
     def flush(self) -> None:
         """Sends what waits as far as the socket takes it at once. Any thread, never waits."""

@@ -37,7 +37,7 @@ MESSAGES = [
     ({"s": "币安人生USDT", "é": "🔑"}, '{"s":"币安人生USDT","é":"🔑"}'),
     ({"q": 'a "quoted" \\ word', "n": "a\nb\tc\x00"}, r'{"q":"a \"quoted\" \\ word","n":"a\nb\tc\u0000"}'),
     ({"html": "<a & b>", "slash": "a/b"}, '{"html":"<a & b>","slash":"a/b"}'),
-    ({"half": "\ud83d", "s": "币"}, r'{"half":"\ud83d","s":"\u5e01"}'),
+    ({"half": "\ud83d", "s": "币"}, r'{"half":"\ud83d","s":"币"}'),
     ({"\udc00": 1}, r'{"\udc00":1}'),
 ]
 # Texts that would change if anybody parsed and dumped them.

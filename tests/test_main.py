@@ -118,12 +118,20 @@ def subscriber(redis_server):
         yield subscriber
 
 
+def data(subscriber):
+    """What came but for our own mark and what the collector says of itself on its status channel."""
+    messages = list(subscriber.messages)
+    return [
+        (channel, payload) for channel, payload in messages if channel != "mark" and not channel.endswith("_status")
+    ]
+
+
 def flush(redis, subscriber):
-    """Waits until the subscriber has got what Redis took before; what it got, without our own mark."""
+    """The data, once the subscriber has got all that Redis took before."""
     with redis.client() as publisher:
         publisher.publish("mark", "mark")
     eventually(lambda: subscriber.of("mark"))
-    return [message for message in subscriber.messages if message[0] != "mark"]
+    return data(subscriber)
 
 
 def topic_of(payload):
@@ -183,7 +191,7 @@ def test_a_recording_of_bybit_arrives_byte_for_byte(program):
     ):
         collector = program(redis, bybit, ORDERBOOK_DEPTH=200, SYMBOLS=",".join(symbols))
         total = sum(map(len, expected.values()))
-        eventually(lambda: len(subscriber.messages) >= total, 30)
+        eventually(lambda: len(data(subscriber)) >= total, 30)
         code, seconds = collector.end()
         assert (code, seconds < STOP) == (0, True), collector.log
         messages = flush(redis, subscriber)
@@ -231,8 +239,8 @@ def test_a_signal_under_load_ends_it_with_nothing_lost(program, redis_server, su
             CHANNEL_PREFIX=f"{category}:test",
         )
         bybit.wait(lambda: {topic for connection in bybit.connections for topic in connection.topics} >= topics, 20)
-        eventually(lambda: len(subscriber.messages) > 1000, 30)
-        eventually(lambda: {topic_of(payload) for _, payload in list(subscriber.messages)} == topics, 30)
+        eventually(lambda: len(data(subscriber)) > 1000, 30)
+        eventually(lambda: {topic_of(payload) for _, payload in data(subscriber)} == topics, 30)
         code, seconds = collector.end(number)
         assert (code, seconds < STOP) == (0, True), collector.log
         bybit.wait(lambda: all(connection.closed for connection in bybit.connections))
@@ -258,9 +266,9 @@ def test_a_redis_that_hangs_costs_the_messages_and_a_second_signal_ends_it_at_on
     """The first signal leaves 5 s for the rest; who does not want to wait sends another."""
     with Bybit(rate=500) as bybit, Subscriber(own_redis, "*") as subscriber:
         collector = program(own_redis, bybit)
-        eventually(lambda: len(subscriber.messages) > 10, 20)
+        eventually(lambda: len(data(subscriber)) > 10, 20)
         own_redis.pause()
-        bybit.wait(lambda: sum(connection.count for connection in bybit.connections) > len(subscriber.messages) + 100)
+        bybit.wait(lambda: sum(connection.count for connection in bybit.connections) > len(data(subscriber)) + 100)
         collector.process.send_signal(signal.SIGTERM)
         collector.says("Stopping")
         code, seconds = collector.end()
@@ -297,7 +305,7 @@ def test_redis_away_at_the_start_loses_nothing(program):
         collector.process.send_signal(signal.SIGSTOP)
         with redis, Subscriber(redis, "stream:bybit_*", "mark") as subscriber:
             collector.process.send_signal(signal.SIGCONT)
-            eventually(lambda: len(subscriber.messages) >= total, 30)
+            eventually(lambda: len(data(subscriber)) >= total, 30)
             code, _ = collector.end()
             messages = flush(redis, subscriber)
     assert code == 0, collector.log

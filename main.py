@@ -15,20 +15,21 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any
 
-from callbacks import publisher
+from callbacks import CHANNELS, publisher
 from callbacks.liquidations import handle_liquidations
 from callbacks.orderbook import handle_orderbook
 from callbacks.ticker import handle_ticker
 from callbacks.trades import handle_trades
+from check import report
 from conf import settings
 from conf.settings import CHANNEL_TYPE, LIQUIDATIONS, ORDERBOOK_DEPTH, STALL_TIMEOUT, SYMBOLS
 from conf.streams import Job, jobs
-from operations import Watch, catch, configure_log, notify
+from operations import Watch, asked_for, catch, configure_log, notify
 from relay.connection import MAX_TOPIC_CHARACTERS, PATIENCE, Callback, Connection, ConnectionLost, close_all, stats
 
 log = logging.getLogger(__name__)
@@ -175,9 +176,10 @@ class Collector:
         return 1 if left else 0
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Runs the collector. Returns the exit code: 0; 1, messages were left behind; 2, something was refused at start."""
-    configure_log(settings.LOG_LEVEL)
+    asked = asked_for(arguments)
+    configure_log("ERROR" if asked else settings.LOG_LEVEL)
     catch(signals)
     collector = Collector()
     try:
@@ -185,6 +187,8 @@ def main() -> int:
     except ValueError as problem:
         print(f"Cannot start: {problem}", file=sys.stderr)
         return 2
+    if asked:
+        return report(asked, collector.jobs, (subscribe_trades, subscribe_liquidations), publisher, CHANNELS, stop)
     bybit = URL or f"Bybit's {'testnet' if TESTNET else 'mainnet'}"
     what = ", ".join(SYMBOLS) if len(SYMBOLS) <= 8 else f"{len(SYMBOLS)} symbols"
     log.info("%s, %s, %s: to Redis at %s", bybit, CHANNEL_TYPE, what, publisher.address)
@@ -192,4 +196,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

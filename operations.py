@@ -3,12 +3,13 @@
 Of the streams and the publisher it only reads what they say of themselves. Main thread, but for state().
 """
 
+import argparse
 import json
 import logging
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from threading import Thread
 from time import monotonic, time
 
@@ -19,6 +20,19 @@ log = logging.getLogger(__name__)
 
 # Seconds between two lines a stream in the log, and between two words to systemd.
 REPORT_INTERVAL, NOTIFY_INTERVAL = 60.0, 5.0
+
+
+def asked_for(arguments: Sequence[str]) -> str | None:
+    """What the command line asks for: check, status, or the collector (None). Ends the program for --help."""
+    parser = argparse.ArgumentParser(description="Bybit's public market data into Redis Pub/Sub; settings are in .env.")
+    either = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("check", "try Redis and Bybit, and say whether all is well"),
+        ("status", "show the running one"),
+    ):
+        either.add_argument(f"--{name}", dest="asked", action="store_const", const=name, help=text)
+    asked: str | None = parser.parse_args(arguments).asked
+    return asked
 
 
 def configure_log(level: str) -> None:

@@ -13,3 +13,5 @@ publisher = Publisher(
     buffer=int(settings.REDIS_BUFFER_MB * 1024 * 1024),
     status=f"{settings.CHANNEL_PREFIX}_status",
 )
+
+CHANNELS = [f"{settings.CHANNEL_PREFIX}_{kind}" for kind in ("orderbook", "trades", "ticker", "liquidations", "status")]

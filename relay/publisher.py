@@ -96,11 +96,11 @@ class Publisher:
         options |= {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
         options |= {"socket_timeout": ANSWER_TIMEOUT, "socket_connect_timeout": CONNECT_TIMEOUT}
         options |= {"host": host, "port": port, "db": db, "username": username, "password": password}
-        self._new_connection: Callable[[], redis.Connection] = lambda: (
+        self.new_connection: Callable[[], redis.Connection] = lambda: (
             redis.SSLConnection if tls else redis.Connection
         )(**options)
         self._limit = buffer
-        self._status = status
+        self.status = status
         # Gives the fields of the status hash; called on the publisher thread.
         self.state: Callable[[], dict[str, str]] = dict
         self._heads: dict[str, bytes] = {}  # the beginning of PUBLISH, by channel
@@ -155,7 +155,7 @@ class Publisher:
             self._thread.join(max(0.0, deadline - monotonic()) + TICK)
         with self._lock:
             left = [*self._unanswered, *self._waiting]
-        return sum(_channel(command) != self._status for command in left)
+        return sum(_channel(command) != self.status for command in left)
 
     @property
     def connected(self) -> bool:
@@ -189,7 +189,7 @@ class Publisher:
 
     def announce(self, event: str, stream: str = "", topics: Sequence[str] = (), **more: Any) -> None:
         """Tells the consumers of the status channel what happened to a stream, in its place among the messages."""
-        self.publish(self._status, self._event(event, stream, topics, **more))
+        self.publish(self.status, self._event(event, stream, topics, **more))
         self.flush()
 
     @staticmethod
@@ -265,7 +265,7 @@ class Publisher:
         with self._lock:
             waiting = self._waiting
             for channel, number in self._unannounced.items():  # consumers are told right where they are missing
-                event = self._command(self._status, self._event("dropped", channel=channel, messages=number))
+                event = self._command(self.status, self._event("dropped", channel=channel, messages=number))
                 waiting.appendleft(event)
                 self._size += len(event) + OVERHEAD
                 self._overflow[channel] += number
@@ -393,7 +393,7 @@ class Publisher:
 
     def _session(self) -> None:
         """One life of a connection to Redis. Ends with an exception, or when all is done after stop()."""
-        connection = self._new_connection()
+        connection = self.new_connection()
         try:
             connection.connect()
             self._check_role(connection)
@@ -484,12 +484,12 @@ class Publisher:
         state = self.state()
         if state:
             if self._state_at == 0:
-                self._ask(connection, "DEL", self._status)  # what another run left
+                self._ask(connection, "DEL", self.status)  # what another run left
             fields = [text for pair in state.items() for text in pair]
-            kept = self._ask(connection, "HSET", self._status, *fields) is not None
+            kept = self._ask(connection, "HSET", self.status, *fields) is not None
             if not kept and self._state_at == 0:
-                log.warning("Redis does not let us write the hash %s, where the state would be kept", self._status)
-            self._ask(connection, "EXPIRE", self._status, str(STATE_EXPIRES))
+                log.warning("Redis does not let us write the hash %s, where the state would be kept", self.status)
+            self._ask(connection, "EXPIRE", self.status, str(STATE_EXPIRES))
         self._state_at = monotonic() + STATE_INTERVAL
 
     def _ask(self, connection: redis.Connection, *command: str) -> Any:

@@ -43,6 +43,10 @@ HOLD = 2.0
 PATIENCE = 60.0
 # Bytes sent and not yet answered: what may arrive twice when a connection breaks. A larger message goes alone.
 WINDOW = 256 * 1024
+# Bytes waiting above which flush() waits for its turn, and how many seconds.
+CROWD, TURN = 1 << 20, 0.005
+# Bytes of answers read at once.
+CHUNK = 16384
 # Answers are read by flush() only when this many are due: else by the publisher thread's tick.
 LAZY_ANSWERS = 64
 # A message without which the connection would live is dropped when it broke this many connections.
@@ -199,10 +203,16 @@ class Publisher:
         return encoded(known | more)
 
     def flush(self) -> None:
-        """Sends what waits as far as the socket takes it at once. Any thread, never waits."""
+        """Sends what waits as far as the socket takes it at once. Any thread; waits only for its turn, and only while
+        more than CROWD waits that Redis is busy taking.
+        """
         for _ in range(2):
+            if not self._waiting or not self._open:
+                return
+            # Many busy threads can keep the interpreter from the one that sends. Those that wait here leave it to it.
+            crowded = self._size > CROWD and monotonic() - self._progress < TICK
             # Who does not get _io leaves its messages to the holder, who looks at _waiting once more after release.
-            if not self._waiting or not self._open or not self._io.acquire(blocking=False):
+            if not self._io.acquire(timeout=TURN if crowded else 0):
                 return
             try:
                 if not self._open:
@@ -286,26 +296,26 @@ class Publisher:
         """Reads the answers that have come. Each is `:receivers` or `-ERROR text`."""
         while True:
             try:
-                data = self._socket.recv(65536)
+                data = self._socket.recv(CHUNK)
             except _WOULD_BLOCK:
                 return
             if not data:
                 raise redis.ConnectionError("it closed the connection")
             answers = (self._answer + data).split(b"\r\n")
             self._answer = answers.pop()
-            if not answers:
-                continue
-            errors = b"-" in data
             for answer in answers:
-                if errors and answer.startswith(b"-"):
+                if answer.startswith(b"-"):
                     if answer.startswith(PASSING_ERRORS):
                         raise _Unfit(answer[1:].decode(errors="replace"))
                     self._refuse(self._unanswered[0], answer)
                 else:
                     self.published += 1
                 self._flight -= len(self._unanswered.popleft())
-            self._progress = monotonic()
+            if answers:
+                self._progress = monotonic()
             self._careful = max(0, self._careful - len(answers))
+            if len(data) < CHUNK:
+                return
 
     def _refuse(self, command: bytes, why: bytes) -> None:
         """Counts a message that Redis does not take, and names it once."""

@@ -116,6 +116,25 @@ def test_many_threads_keep_their_own_order(redis_server):
         assert numbers(subscriber, channel) == list(range(3000))
 
 
+def test_busy_threads_do_not_keep_the_interpreter_from_the_one_that_sends(redis_server):
+    """Together they could fill the buffer many times over before anything went out."""
+
+    def speak():
+        for _ in range(20_000):
+            publisher.publish(CHANNEL, text)
+            publisher.flush()
+
+    text = b"x" * 1000
+    with Running(redis_server, buffer=16 << 20).connected() as publisher:
+        threads = [threading.Thread(target=speak) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        eventually(lambda: publisher.published == 160_000, 30)
+    assert not publisher.dropped
+
+
 def test_large_messages_arrive(redis_server):
     sizes = [0, 1, 1000, module.WINDOW - 1, module.WINDOW, 3_000_000, 5]
     with Subscriber(redis_server, CHANNEL) as subscriber, Running(redis_server) as publisher:

@@ -1,0 +1,112 @@
+"""An hour of the whole program under load: `make soak`, or `python tests/soak.py --seconds 600 --rate 2000`.
+
+The stand-in for Bybit drops a connection every minute and Redis is restarted every ten. Prints the program's memory,
+open files and threads, and ends with exit code 1 if they grew, if a stream was not up at the end, or if a message came
+that Bybit had not sent or out of its order. Linux only: it reads /proc.
+"""
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from conftest import Subscriber  # noqa: E402
+
+from local.bybit import Bybit  # noqa: E402
+from local.redis import LocalRedis  # noqa: E402
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "DOGEUSDT")
+WARM_UP = 120.0  # seconds after which memory must not grow any more
+GROWTH = 1.10  # of the memory after the warm-up
+UPDATE = re.compile(rb'"topic":"(orderbook[^"]+)","type":"(\w+)".*"u":(\d+)')
+
+
+def usage(pid):
+    """Resident memory in MiB, open files, threads."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    memory = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+    return memory, len(os.listdir(f"/proc/{pid}/fd")), int(re.search(r"Threads:\s+(\d+)", status)[1])
+
+
+class Judge:
+    """Looks at what arrives, and forgets it: order-book updates must rise by one but for breaks and repetitions."""
+
+    def __init__(self):
+        self.count = self.disorder = 0
+        self.last = {}
+
+    def take(self, messages):
+        for channel, payload in messages:
+            self.count += channel != "stream:bybit_status"
+            if channel == "stream:bybit_orderbook" and (found := UPDATE.search(payload)):
+                topic, kind, update = found[1], found[2], int(found[3])
+                if kind == b"delta" and update > self.last.get(topic, update) + 1:
+                    self.disorder += 1
+                self.last[topic] = update
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--rate", type=float, default=2000, help="messages a second")
+    options = parser.parse_args()
+    with LocalRedis() as redis, Bybit(rate=options.rate) as bybit:
+        environment = os.environ | {"BYBIT_WS_URL": bybit.url, "REDIS_PORT": str(redis.port), "LOG_LEVEL": "WARNING"}
+        environment |= {"SYMBOLS": ",".join(SYMBOLS), "RECONNECT_DELAY": "0.5", "REDIS_HOST": "127.0.0.1"}
+        program = subprocess.Popen([sys.executable, "main.py"], cwd=ROOT, env=environment)
+        try:
+            with Subscriber(redis, "stream:bybit_*", reconnect=True) as subscriber:
+                return soak(options.seconds, redis, bybit, program, subscriber)
+        finally:
+            program.kill()
+            program.wait()
+
+
+def soak(seconds, redis, bybit, program, subscriber):
+    judge, chance = Judge(), random.Random(1)
+    began = time.monotonic()
+    shown = dropped = began
+    restarted, base, most = began, None, 0.0
+    while (now := time.monotonic()) - began < seconds and program.poll() is None:
+        time.sleep(0.2)
+        messages, subscriber.messages = subscriber.messages, []
+        judge.take(messages)
+        for one in bybit.connections:
+            one.requests.clear()
+        if now - dropped >= 60:
+            dropped = now
+            chance.choice([one for one in bybit.connections if one.closed is None]).drop()
+        if now - restarted >= 600:
+            restarted = now
+            redis.kill()
+            redis.start()
+        if now - shown >= min(60, seconds / 20):
+            shown = now
+            memory, files, threads = usage(program.pid)
+            if base is None and now - began >= min(WARM_UP, seconds / 4):
+                base = memory
+            most = max(most, memory if base else 0)
+            rate = judge.count / (now - began)
+            print(
+                f"{now - began:6.0f} s  {judge.count:11,} messages  {rate:7,.0f}/s  {memory:6.1f} MiB  {files} files  "
+                f"{threads} threads  {len(bybit.connections)} connections",
+                flush=True,
+            )
+    memory, files, threads = usage(program.pid)
+    program.send_signal(signal.SIGTERM)
+    code = program.wait(10)
+    print(f"Memory {base:.1f} MiB after the warm-up, {most:.1f} at most, {memory:.1f} at the end; {files} files,")
+    print(f"{threads} threads; exit code {code}; {judge.count:,} messages, {judge.disorder} gaps inside a connection")
+    return int(most > base * GROWTH or code != 0 or judge.disorder > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -348,17 +348,18 @@ class Connection(WebSocket):
         readable = select.poll()
         readable.register(sock, select.POLLIN)
         unflushed, flushed = 0, now
+        buffer = memoryview(bytearray(CHUNK))  # one for all: recv() would allocate as much each time, and fragment memory
         while not self._closing:
             dry = False
             try:
-                chunk = sock.recv(CHUNK)
+                size = sock.recv_into(buffer)
             except _WOULD_BLOCK:
                 dry = True
             else:
-                if not chunk:
+                if not size:
                     raise ConnectionLost("Bybit cut it without a close frame")
                 self._silent = 0.0
-                unflushed += self._feed(core, chunk)
+                unflushed += self._feed(core, bytes(buffer[:size]))
             now = monotonic()
             # At once after a pause. Else more is probably there already, to go out in one piece with this.
             if dry or now - flushed >= PAUSE or unflushed >= FLUSH_EVERY:

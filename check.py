@@ -115,7 +115,9 @@ def _redis(publisher: Publisher, channels: Sequence[str]) -> Iterable[Row]:
     finally:
         connection.disconnect()
     lines = [] if isinstance(info, Exception) else info.decode().splitlines()
-    versions = [line.replace("_version:", " ") for line in lines if line.startswith(("redis_version:", "valkey_"))]
+    versions = [
+        line.replace("_version:", " ") for line in lines if line.startswith(("redis_version:", "valkey_version:"))
+    ]
     yield what, "ok", versions[-1] if versions else "version not told"
     if isinstance(role, Exception):
         yield "  role", "?", str(role)

@@ -56,6 +56,8 @@ CHUNK = 65536
 # Seconds without a message after which the next one is flushed at once, and messages after which it is done anyway
 # though more lies on the socket.
 PAUSE, FLUSH_EVERY = 0.001, 256
+# Bytes of a frame; the largest that Bybit sends is about 175,000.
+MAX_FRAME = 64 << 20
 # Messages of a stream that are looked into each second, for the delay and for gaps: all of them at ordinary rates, few
 # when it is busy.
 LOOKS = 2000
@@ -174,6 +176,20 @@ class Pacer:
 
 
 pacer = Pacer(CONNECTIONS, PER_SECONDS)
+
+
+def _fit(data: bytes, position: int) -> bool:
+    """Whether enough of a frame's header has come to hand it to websocket-client, which looks at nothing before it has
+    the whole frame: garbage that reads as a length would be collected for ever. Raises ConnectionLost for such.
+    """
+    header = data[position : position + 10]
+    if header[0] & 0x70 or (len(header) > 1 and header[1] & 0x80):
+        raise ConnectionLost(f"a frame that no server may send: {header[:2].hex()}")
+    if len(header) < 2 or (header[1] == 127 and len(header) < 10):
+        return False
+    if header[1] == 127 and int.from_bytes(header[2:], "big") > MAX_FRAME:
+        raise ConnectionLost(f"a frame of {int.from_bytes(header[2:], 'big'):,} bytes")
+    return True
 
 
 class _Dry(Exception):
@@ -348,7 +364,8 @@ class Connection(WebSocket):
         readable = select.poll()
         readable.register(sock, select.POLLIN)
         unflushed, flushed = 0, now
-        buffer = memoryview(bytearray(CHUNK))  # one for all: recv() would allocate as much each time, and fragment memory
+        # One for the life of the connection: recv() would allocate as much each time, and fragment memory.
+        buffer = memoryview(bytearray(CHUNK))
         while not self._closing:
             dry = False
             try:
@@ -397,6 +414,8 @@ class Connection(WebSocket):
                 elif length > 126:
                     plain = False
             if not plain:
+                if not (self._partial or _fit(data, position)):
+                    break
                 self._rest = data[position:]
                 frame = self._protocol(core)
                 data, position, end = self._rest, 0, len(self._rest)

@@ -115,11 +115,25 @@ def open_ones(bybit):
         (lambda one: one.close(1001, "going away"), "Bybit closed it: 1001 going away"),
         (lambda one: one.close(1012), "Bybit closed it: 1012"),
         (lambda one: one.send_raw(b"\x83\x00"), "Invalid opcode"),
-        (lambda one: one.send_raw(b"\xc1\x02hi"), "rsv"),
+        (lambda one: one.send_raw(b"\xc1\x02hi"), "no server may send: c102"),
+        (lambda one: one.send_raw(b"\x81\x82hihihi"), "no server may send: 8182"),
+        (lambda one: one.send_raw(b"\x82\x7f" + (1 << 40).to_bytes(8, "big")), "a frame of 1,099,511,627,776 bytes"),
         (lambda one: one.send_raw(b"\x81\x04\xff\xfe\xfd\xfc"), "not UTF-8"),
         (lambda one: one.send_raw(b"\x80\x02hi"), "Illegal frame"),
     ],
-    ids=["drop", "reset", "close1000", "close1001", "close1012", "opcode", "reserved", "utf8", "fragment"],
+    ids=[
+        "drop",
+        "reset",
+        "close1000",
+        "close1001",
+        "close1012",
+        "opcode",
+        "reserved",
+        "masked",
+        "endless",
+        "utf8",
+        "fragment",
+    ],
 )
 def test_a_lost_connection_comes_back_once(stream, caplog, fault, says):
     with Bybit(rate=0) as bybit, stream(bybit) as one:

@@ -4,13 +4,14 @@ Both print a table for a person and return an exit code for a program: 0 if all 
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from threading import Event, Thread
 from time import monotonic
 from typing import Any
 
 import redis
 
+from callbacks import CHANNELS, publisher
 from conf.streams import Job
 from relay.connection import close_all, raw, stats
 from relay.publisher import Publisher
@@ -21,23 +22,17 @@ FIRST_MESSAGE_TIMEOUT = 20.0
 Row = tuple[str, str, str]
 
 
-def report(
-    asked: str,
-    jobs: Mapping[str, Job],
-    quiet: Collection[Any],
-    publisher: Publisher,
-    channels: Sequence[str],
-    stop: Event,
-) -> int:
+def report(asked: str, jobs: Mapping[str, Job], quiet: Sequence[Any], known: Sequence[Any], stop: Event) -> int:
     """Does what was asked for, "check" or "status", and returns the exit code.
 
     quiet: funcs whose streams push nothing until something happens: that Bybit takes the subscription is enough.
-    channels: those published to. publisher: not started; stop: set in the end.
+    known: funcs that can be tried; others are the user's own. stop: set in the end.
     """
     if asked == "status":
         return status(publisher)
-    # The first message of a stream is not published.
-    rows = [*_redis(publisher, channels), *_streams(jobs, quiet, stop)]
+    trials = [_Trial(job, any(job.func is func for func in quiet)) for job in jobs.values() if job.func in known]
+    own = [(job.name, "?", "a func of your own is not tried") for job in jobs.values() if job.func not in known]
+    rows = [*_redis(publisher, CHANNELS), *_streams(trials, stop), *own]
     _print(rows)
     return int(any(result == "FAILED" for _, result, _ in rows))
 
@@ -142,8 +137,7 @@ def _limit(text: str) -> str:
     return f"are cut off {hard / 2**20:g} MiB behind, or {soft / 2**20:g} MiB for {seconds} s"
 
 
-def _streams(jobs: Mapping[str, Job], quiet: Collection[Any], stop: Event) -> Iterable[Row]:
-    trials = [_Trial(job, job.func in quiet) for job in jobs.values()]
+def _streams(trials: "Sequence[_Trial]", stop: Event) -> Iterable[Row]:
     deadline = monotonic() + FIRST_MESSAGE_TIMEOUT
     while monotonic() < deadline and not all(trial.done() for trial in trials):
         stop.wait(0.05)
@@ -151,7 +145,7 @@ def _streams(jobs: Mapping[str, Job], quiet: Collection[Any], stop: Event) -> It
     stop.set()
     close_all()
     for trial in trials:
-        trial.thread.join()
+        trial.thread.join(1)
     return rows
 
 

@@ -11,6 +11,7 @@ connection is replaced (0 = never). A callback of your own gets each message as 
 """
 
 import logging
+import math
 import random
 import signal
 import sys
@@ -20,7 +21,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from callbacks import CHANNELS, publisher
+from callbacks import publisher
 from callbacks.liquidations import handle_liquidations
 from callbacks.orderbook import handle_orderbook
 from callbacks.ticker import handle_ticker
@@ -34,8 +35,7 @@ from relay.connection import MAX_TOPIC_CHARACTERS, PATIENCE, Callback, Connectio
 
 log = logging.getLogger(__name__)
 
-STEADY = 10.0  # seconds after which the next connection comes after exactly RECONNECT_DELAY
-TICK, STOP_TIMEOUT = 0.25, 5.0  # seconds
+TICK, STOP_TIMEOUT, STEADY = 0.25, 5.0, 10.0  # seconds; STEADY: up so long, a connection comes back undelayed
 
 Symbols = str | list[str]
 
@@ -103,17 +103,17 @@ def run_stream(name: str, func: Callable[..., object], args: tuple[Any, ...], op
     """Keeps a stream alive, one connection after another, until `stop`. Runs on the stream's own thread."""
     delay = RECONNECT_DELAY
     while not stop.is_set():
+        stats[name].due = math.inf  # a Connection sets its own
         try:
             func(*args, **options)
             why, uptime = "it returned", 0.0
         except ConnectionLost as lost:
             why, uptime = str(lost), lost.uptime
-        except Exception as error:
+        except BaseException as error:  # also SystemExit: streams end with the program only
             log.exception("Unexpected")
             why, uptime = repr(error), 0.0
-        steady = uptime >= STEADY
-        delay = RECONNECT_DELAY if steady else min(delay * 2, RECONNECT_DELAY_MAX)
-        pause = delay if steady else delay * random.uniform(0.75, 1)  # lest all come back at the same moment
+        delay = RECONNECT_DELAY if uptime >= STEADY else min(delay * 2, RECONNECT_DELAY_MAX)
+        pause = delay if uptime >= STEADY else delay * random.uniform(0.75, 1)  # lest all come at the same moment
         if not stop.is_set():
             log.warning("No connection: %s. Trying again in %.1f s", why, pause)
         stats[name].due = monotonic() + pause + PATIENCE
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         print(f"Cannot start: {problem}", file=sys.stderr)
         return 2
     if asked:
-        return report(asked, collector.jobs, (subscribe_trades, subscribe_liquidations), publisher, CHANNELS, stop)
+        return report(asked, collector.jobs, [subscribe_trades, subscribe_liquidations], list(TOPICS), stop)
     bybit = URL or f"Bybit's {'testnet' if TESTNET else 'mainnet'}"
     what = ", ".join(SYMBOLS) if len(SYMBOLS) <= 8 else f"{len(SYMBOLS)} symbols"
     log.info("%s, %s, %s: to Redis at %s", bybit, CHANNEL_TYPE, what, publisher.address)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from threading import Thread
 from time import monotonic, time
 
+from conf import settings
 from relay.connection import Stats, stats
 from relay.publisher import Publisher
 
@@ -39,6 +40,8 @@ def configure_log(level: str) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s [%(threadName)s] %(message)s")
     for chatty in ("websocket", "pybit"):  # they repeat what we say, with whole frames and pages in it
         logging.getLogger(chatty).propagate = False
+    for warning in settings.WARNINGS:
+        log.warning("%s", warning)
 
 
 def catch(signals: list[signal.Signals]) -> None:

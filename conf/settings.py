@@ -23,6 +23,10 @@ DEPTHS = dict.fromkeys(("linear", "spot", "inverse"), (1, 50, 200, 1000)) | {"op
 LIQUIDATIONS = ("linear", "inverse")
 
 
+# What the operator should know of the settings, for the log.
+WARNINGS: list[str] = []
+
+
 class _Problem(ValueError):
     """A sentence for the user."""
 
@@ -46,6 +50,8 @@ def _read_env_file(path: Path) -> dict[str, str]:
     complaints += [f"{name} has no value (NAME=value is expected)" for name, value in values.items() if value is None]
     if complaints:
         raise _Problem(f"{path} cannot be read: {complaints[0]}")
+    if values.get("REDIS_PASSWORD") and path.stat().st_mode & 0o004:
+        WARNINGS.append(f"{path} holds a password and can be read by everybody: chmod o-r {path}")
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -131,7 +137,7 @@ try:
     )
     # Base URL in place of Bybit's, without the path; empty = Bybit's testnet or mainnet.
     BYBIT_WS_URL = _setting(
-        "BYBIT_WS_URL", "", _matching(r"(wss?://[^\s/{}]+/?)?"), "a base URL such as wss://stream.bybit.kz, or nothing"
+        "BYBIT_WS_URL", "", _matching(r"(wss?://[^\s/{}@]+/?)?"), "a base URL such as wss://stream.bybit.kz, or nothing"
     ).rstrip("/")
     # Channels are CHANNEL_PREFIX + _orderbook, _trades, _ticker, _liquidations.
     CHANNEL_PREFIX = _setting("CHANNEL_PREFIX", "stream:bybit", _matching(r"\S+"), "a word without spaces")

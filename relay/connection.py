@@ -41,7 +41,7 @@ CONNECT_TIMEOUT = 12.0
 STEP_TIMEOUT = 10.0
 # Seconds between {"op": "ping"}; https://bybit-exchange.github.io/docs/v5/ws/connect recommends 20.
 PING_INTERVAL = 20.0
-# Seconds without a single byte, pongs included, after which the peer is held for dead.
+# Seconds without a single whole frame, pongs included, after which the peer is held for dead.
 SILENCE_TIMEOUT = 30.0
 # Seconds for Bybit to acknowledge a subscription.
 ACK_TIMEOUT = 12.0
@@ -56,6 +56,8 @@ CHUNK = 65536
 # Seconds without a message after which the next one is flushed at once, and messages after which it is done anyway
 # though more lies on the socket.
 PAUSE, FLUSH_EVERY = 0.001, 256
+# Kinds of things that are logged once each, in all.
+MAX_SAID = 1000
 # Bytes of a frame; the largest that Bybit sends is about 175,000.
 MAX_FRAME = 64 << 20
 # Messages of a stream that are looked into each second, for the delay and for gaps: all of them at ordinary rates, few
@@ -124,7 +126,7 @@ def close_all() -> None:
 
 def _once(kind: object) -> bool:
     """True the first time that something of this kind happens to the program: log that, and spare the log the rest."""
-    if kind in _said:
+    if kind in _said or len(_said) >= MAX_SAID:
         return False
     _said.add(kind)
     return True
@@ -209,7 +211,7 @@ class Connection(WebSocket):
     flush: called on the socket's thread when all that has arrived was handed to the callbacks.
     announce: called with what consumers must know: announce(event, stream, topics, **more); on any thread.
     stall_timeout: seconds without data after which the connection is given up, 0 = never.
-    Raises ConnectionLost, from here and from run(); after `stop` or close(), run() returns.
+    Raises ConnectionLost, from here and from run(); after close(), run() returns.
     """
 
     def __init__(
@@ -358,7 +360,6 @@ class Connection(WebSocket):
         self._raw_callback = only if getattr(only, "raw", False) else None
 
         now = ticked = self._pinged = monotonic()
-        self._connected_at = now
         self._request([topic for topic in self._callbacks if not self._is_refused(topic, now)])
         sock.settimeout(0)
         readable = select.poll()
@@ -375,7 +376,6 @@ class Connection(WebSocket):
             else:
                 if not size:
                     raise ConnectionLost("Bybit cut it without a close frame")
-                self._silent = 0.0
                 unflushed += self._feed(core, bytes(buffer[:size]))
             now = monotonic()
             # At once after a pause. Else more is probably there already, to go out in one piece with this.
@@ -399,53 +399,60 @@ class Connection(WebSocket):
         look = self._look if self._looks > 0 else None
         messages = position = 0
         end = len(data)
-        while position < end:
-            plain = data[position] == 0x81 and not self._partial  # FIN and text
-            if plain:
-                start = position + 2
-                if start > end:
-                    break
-                length = data[position + 1]
-                if length == 126:
-                    start += 2
+        whole = False
+        try:
+            while position < end:
+                plain = data[position] == 0x81 and not self._partial  # FIN and text
+                if plain:
+                    start = position + 2
                     if start > end:
                         break
-                    length = data[position + 2] << 8 | data[position + 3]
-                elif length > 126:
-                    plain = False
-            if not plain:
-                if not (self._partial or _fit(data, position)):
-                    break
-                self._rest = data[position:]
-                frame = self._protocol(core)
-                data, position, end = self._rest, 0, len(self._rest)
-                if frame is None:
-                    continue
-            else:
-                if start + length > end:
-                    break
-                position = start + length
-                frame = data[start:position]
-            if look is not None:
-                look(frame)
-            if callback is not None and frame.startswith(prefix) and frame.isascii():
-                try:
-                    callback(frame)
-                except Exception as error:
-                    self._failed(callback, error)
-                messages += 1
-                if unseen:
-                    unseen.discard(frame[10 : frame.find(b'"', 10)])
-            else:
-                messages += self._handle(frame)
-            if not messages & 7:
-                self._ping_if_due()  # callbacks that take long must not keep the pings back
-        self._rest = data[position:]
-        if messages:
-            self._stats.messages += messages
-            self._stats.last = monotonic()
-            self._without_data = 0.0
-            self._looks -= messages
+                    length = data[position + 1]
+                    if length == 126:
+                        start += 2
+                        if start > end:
+                            break
+                        length = data[position + 2] << 8 | data[position + 3]
+                    elif length > 126:
+                        plain = False
+                if not plain:
+                    if not (self._partial or _fit(data, position)):
+                        break
+                    self._rest = data[position:]
+                    frame = self._protocol(core)
+                    data, position, end = self._rest, 0, len(self._rest)
+                    whole = whole or not self._partial
+                    if frame is None:
+                        continue
+                else:
+                    if start + length > end:
+                        break
+                    position = start + length
+                    frame = data[start:position]
+                    whole = True
+                if look is not None:
+                    look(frame)
+                if callback is not None and frame.startswith(prefix) and frame.isascii():
+                    try:
+                        callback(frame)
+                    except Exception as error:
+                        self._failed(callback, error)
+                    messages += 1
+                    if unseen:
+                        unseen.discard(frame[10 : frame.find(b'"', 10)])
+                else:
+                    messages += self._handle(frame)
+                if not messages & 7:
+                    self._ping_if_due()  # callbacks that take long must not keep the pings back
+            self._rest = data[position:]
+        finally:  # also when a frame in the middle of it ends the connection
+            if whole:  # mere bytes do not count: a peer may drip them into a frame that never ends
+                self._silent = 0.0
+            if messages:
+                self._stats.messages += messages
+                self._stats.last = monotonic()
+                self._without_data = 0.0
+                self._looks -= messages
         return messages
 
     def _look(self, frame: bytes) -> None:
@@ -529,7 +536,7 @@ class Connection(WebSocket):
             return
         if message.get("op") == "subscribe" or message.get("type") == "COMMAND_RESP":
             self._answered(message)
-        elif _once((self._name, "control", message.get("op"), message.get("ret_msg"))):
+        elif _once((self._name, "control", str(message.get("op")), str(message.get("ret_msg")))):
             log.warning("Ignored: a control message that is not known: %s", _shown(message))
 
     def _answered(self, message: dict[str, Any]) -> None:
@@ -553,8 +560,12 @@ class Connection(WebSocket):
             topics, again = [], topics
             if named and "already subscribed" in words:
                 topics = [named]
-            elif named or len(again) == 1:
-                self._refuse([named := named or again[0]], words)
+            elif named:
+                self._refuse([named], words)
+            elif len(again) == 1 and self._subscribed:
+                self._refuse([named := again[0]], words)
+            elif len(again) == 1:  # nothing is accepted: that is hardly the topic's fault
+                raise ConnectionLost(f"the subscription was refused: {words}")
             else:
                 half = len(again) // 2
                 self._request(again[:half])
@@ -629,7 +640,6 @@ class Connection(WebSocket):
                     log.warning("%s was accepted, but nothing came: is the symbol right?", topic.decode())
             self._unseen.clear()
         self._ping_if_due()
-        due = [topic for topic in self._callbacks if (self.endpoint, topic) in _refused]
-        if due and not self._pending:
-            due = [topic for topic in due if topic not in self._subscribed and not self._is_refused(topic, now)]
-            self._request(due)
+        if not self._pending:
+            missing = [topic for topic in self._callbacks if topic not in self._subscribed]
+            self._request([topic for topic in missing if not self._is_refused(topic, now)])

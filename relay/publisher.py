@@ -73,6 +73,10 @@ def _channel(command: bytes) -> str:
     return command.split(b"\r\n", 5)[4].decode()
 
 
+def _text(command: bytes) -> bytes:
+    return command.split(b"\r\n", 6)[6][:-2]
+
+
 class Publisher:
     """Publishes messages to the Redis at `host`:`port`, for ever, through every outage.
 
@@ -127,6 +131,7 @@ class Publisher:
         self._suspect: bytes | None = None
         self._breaks = 0  # connections broken in a row with _suspect as the first unanswered command
 
+        self._hash_refused = False
         self._state_at = 0.0  # monotonic time of the next write of the state
         self.due = math.inf  # monotonic time by which the thread must have turned again
 
@@ -137,6 +142,7 @@ class Publisher:
         self._overflow_since: float | None = None
         self._overflow: Counter[str] = Counter()  # dropped since then
         self._unannounced: Counter[str] = Counter()  # of those, what consumers have not been told
+        self._refusals: Counter[str] = Counter()  # messages that Redis refused since the last probe
         self._refusals_logged: set[tuple[str, bytes]] = set()
         self.dropped: Counter[str] = Counter()  # messages lost since the start by channel, for whatever reason
         self.published = 0  # messages answered by Redis since the start
@@ -157,6 +163,7 @@ class Publisher:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(max(0.0, deadline - monotonic()) + TICK)
+        self._end_overflow()
         with self._lock:
             left = [*self._unanswered, *self._waiting]
         return sum(_channel(command) != self.status for command in left)
@@ -236,16 +243,26 @@ class Publisher:
         while self._waiting and self._size + self._flight > self._limit:
             oldest = self._waiting.popleft()
             self._size -= len(oldest) + OVERHEAD
-            self._unannounced[_channel(oldest)] += 1
+            self._count_dropped(oldest)
+
+    def _count_dropped(self, command: bytes) -> None:
+        channel = _channel(command)
+        event = json.loads(_text(command)) if channel == self.status else {}
+        if event.get("event") == "dropped":  # what it announced is to be announced again
+            self._unannounced[event["channel"]] += event["messages"]
+        else:
+            for counter in (self._unannounced, self._overflow, self.dropped):
+                counter[channel] += 1
 
     def _end_overflow(self) -> None:
-        if self._overflow_since is None or self._waiting:
+        """Logs how much was dropped, once the buffer is empty again or nothing more can be done."""
+        if self._overflow_since is None:
             return
         with self._lock:
             lasted = monotonic() - self._overflow_since
             dropped, self._overflow, self._overflow_since = self._overflow, Counter(), None
         counts = ", ".join(f"{channel} {number:,}" for channel, number in sorted(dropped.items()))
-        log.warning("The buffer is empty again after %.1f s; dropped: %s", lasted, counts)
+        log.warning("The buffer overflowed for %.1f s; dropped: %s", lasted, counts)
 
     # From here up to _give_up, and in _exchange, _io is held.
 
@@ -278,18 +295,16 @@ class Publisher:
                 event = self._command(self.status, self._event("dropped", channel=channel, messages=number))
                 waiting.appendleft(event)
                 self._size += len(event) + OVERHEAD
-                self._overflow[channel] += number
-                self.dropped[channel] += number
             self._unannounced.clear()
             while waiting and size < room:
                 command = waiting.popleft()
                 size += len(command)
                 batch.append(command)
             self._size -= size + OVERHEAD * len(batch)
-        if not self._unanswered:
-            self._progress = monotonic()
-        self._unanswered.extend(batch)
-        self._flight += size
+            if not self._unanswered:
+                self._progress = monotonic()
+            self._unanswered.extend(batch)
+            self._flight += size
         self._unsent = memoryview(b"".join(batch))
 
     def _receive(self) -> None:
@@ -321,12 +336,13 @@ class Publisher:
         """Counts a message that Redis does not take, and names it once."""
         channel = _channel(command)
         self.dropped[channel] += 1
+        self._refusals[channel] += channel != self.status
         if (channel, why[:12]) not in self._refusals_logged:
             self._refusals_logged.add((channel, why[:12]))
-            text = command.split(b"\r\n", 6)[6]
+            text = _text(command)
             log.error(
                 "Redis refuses a message of %d bytes for %s: %s. Dropped, and counted from now on. It begins: %s",
-                len(text) - 2,
+                len(text),
                 channel,
                 why[1:].decode(errors="replace"),
                 text[:80].decode(errors="replace"),
@@ -337,8 +353,8 @@ class Publisher:
         if self._socket and not isinstance(error, _Unfit):
             try:
                 self._receive()  # answers that came before the break: the fewer messages twice
-            except (OSError, redis.RedisError):
-                pass
+            except Exception:
+                pass  # it is broken, after all
         self._open, self._socket, self._error = False, None, None
         self._unsent, self._answer = memoryview(b""), b""
         if self._unanswered and not isinstance(error, redis.TimeoutError | _Unfit):
@@ -353,8 +369,8 @@ class Publisher:
         with self._lock:
             self._waiting.extendleft(reversed(self._unanswered))
             self._size += self._flight + OVERHEAD * len(self._unanswered)
-        self._unanswered.clear()
-        self._flight = 0
+            self._unanswered.clear()
+            self._flight = 0
 
     # The publisher thread.
 
@@ -367,7 +383,7 @@ class Publisher:
             self.due = monotonic() + PATIENCE
             try:
                 self._session()
-            except (OSError, redis.RedisError) as error:
+            except (OSError, UnicodeError, redis.RedisError) as error:  # UnicodeError: such a host name
                 if self._was_connected is None and isinstance(error, redis.AuthenticationError):
                     self.fatal = f"Redis at {self.address} does not let us in: {error}"
                     return
@@ -378,7 +394,7 @@ class Publisher:
                 pause = BACKOFF
             self._was_connected = False
             if not self._done():
-                self._wake.wait(pause)
+                self._wake.wait(pause if self._deadline is None else BACKOFF)
                 self._wake.clear()
                 pause = min(pause * 2, BACKOFF_MAX)
 
@@ -406,7 +422,6 @@ class Publisher:
         connection = self.new_connection()
         try:
             connection.connect()
-            self._check_role(connection)
             self._hold(connection)
             with self._io:
                 self._socket = connection._get_socket()
@@ -435,16 +450,15 @@ class Publisher:
                     while self._unanswered:
                         self._exchange(ready, taking=False)
                     self._socket.settimeout(ANSWER_TIMEOUT)
-                    self._check_role(connection)
-                    self._audience = self._listeners(connection)
-                    self._keep_state(connection)
+                    self._audience = self._look(connection, *self._state_commands())
                     self._socket.settimeout(0)
                     probe_at = monotonic() + PROBE_INTERVAL
                 all_sent = self._exchange(ready, taking=True)
             if not self._was_connected and (self.published > published or not self.backlog):
                 self._was_connected = True
                 self._log_back(waited)
-            self._end_overflow()
+            if not self._waiting:
+                self._end_overflow()
             # A flush() that found _io taken has left its messages to be seen here.
             if all_sent and not self._waiting:
                 self._wake.wait(TICK)
@@ -468,45 +482,44 @@ class Publisher:
         """After a restart of Redis its subscribers are gone too: waits until those that were there are back."""
         wanted = {channel: number for channel, number in self._audience.items() if number}
         until = monotonic() + HOLD
-        while wanted and monotonic() < until:
-            seen = self._listeners(connection)
-            if all(seen.get(channel, 0) >= number for channel, number in wanted.items()):
+        while True:
+            seen = self._look(connection)
+            if monotonic() >= until or all(seen.get(channel, 0) >= number for channel, number in wanted.items()):
                 return
             self._wake.wait(BACKOFF)
             self._wake.clear()
 
-    def _check_role(self, connection: redis.Connection) -> None:
-        """A replica takes PUBLISH without a word, and its master's subscribers get nothing: that is an outage."""
-        role = self._ask(connection, "ROLE")
+    def _look(self, connection: redis.Connection, *more: tuple[str, ...]) -> dict[bytes, int]:
+        """Whether Redis is a master, and who listens: subscribers by channel, and under b"" the number of patterns that
+        somebody is subscribed to. Sends `more` along. Nothing else may be in flight. Raises _Unfit.
+        """
+        commands = ("ROLE",), ("PUBSUB", "NUMSUB", *self._heads), ("PUBSUB", "NUMPAT"), *more
+        connection.send_packed_command(connection.pack_commands(commands))
+        answers = []
+        for command in commands:
+            try:
+                answers.append(connection.read_response())
+            except redis.ResponseError as error:  # the user lacks the right to ask
+                answers.append(None)
+                if command[0] == "HSET" and not self._hash_refused:
+                    self._hash_refused = True
+                    log.warning("Redis does not let us keep the state in the hash %s: %s", self.status, error)
+        role, counts, patterns = answers[:3]
         if role and role[0] != b"master":
+            # It takes PUBLISH without a word, and its master's subscribers get nothing.
             raise _Unfit("it is a replica, whose messages would not reach the subscribers of its master")
+        counts = counts or []
+        return dict(zip(counts[::2], counts[1::2], strict=True)) | {b"": patterns or 0}
 
-    def _listeners(self, connection: redis.Connection) -> dict[bytes, int]:
-        """Subscribers by channel, and under b"" the number of patterns that somebody is subscribed to."""
-        counts = self._ask(connection, "PUBSUB", "NUMSUB", *self._heads) or []
-        patterns = self._ask(connection, "PUBSUB", "NUMPAT") or 0
-        return dict(zip(counts[::2], counts[1::2], strict=True)) | {b"": patterns}
-
-    def _keep_state(self, connection: redis.Connection) -> None:
-        """For who comes late: the state in a hash, which goes when nobody keeps it any more."""
-        if monotonic() < self._state_at:
-            return
-        state = self.state()
-        if state:
-            if self._state_at == 0:
-                self._ask(connection, "DEL", self.status)  # what another run left
-            fields = [text for pair in state.items() for text in pair]
-            kept = self._ask(connection, "HSET", self.status, *fields) is not None
-            if not kept and self._state_at == 0:
-                log.warning("Redis does not let us write the hash %s, where the state would be kept", self.status)
-            self._ask(connection, "EXPIRE", self.status, str(STATE_EXPIRES))
+    def _state_commands(self) -> list[tuple[str, ...]]:
+        """For who comes late: what keeps the state in a hash, which goes when nobody keeps it any more."""
+        for channel, number in self._refusals.items():
+            self.announce("dropped", channel=channel, messages=number)
+        self._refusals.clear()
+        state = self.state() if monotonic() >= self._state_at else {}
+        if not state:
+            return []
+        old = [("DEL", self.status)] if self._state_at == 0 else []  # what another run left
         self._state_at = monotonic() + STATE_INTERVAL
-
-    def _ask(self, connection: redis.Connection, *command: str) -> Any:
-        """Redis's answer, or None where the user lacks the right to ask. Nothing else may be in flight."""
-        connection.send_command(*command)
-        try:
-            return connection.read_response()
-        except redis.ResponseError as error:
-            log.debug("Redis does not answer %s: %s", command[0], error)
-            return None
+        fields = [text for pair in state.items() for text in pair]
+        return [*old, ("HSET", self.status, *fields), ("EXPIRE", self.status, str(STATE_EXPIRES))]

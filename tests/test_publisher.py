@@ -302,16 +302,20 @@ def is_busy(server):
 
 
 def test_a_channel_without_the_right_to_it_costs_the_others_nothing(own_redis, caplog):
-    own_redis.client().execute_command("ACL", "SETUSER", "pub", "on", ">secret", "&test:*", "-@all", "+publish")
+    own_redis.client().execute_command(
+        "ACL", "SETUSER", "pub", "on", ">secret", "&test:*", "&stream:*", "-@all", "+publish"
+    )
     publisher = Publisher("127.0.0.1", own_redis.port, username="pub", password="secret")
     with Subscriber(own_redis, "*") as subscriber:
         publisher.start()
         for number in range(100):
             publisher.publish(CHANNEL, b"%d" % number)
             publisher.publish("other:b", b"%d" % number)
-        assert publisher.stop(time.monotonic() + 5) == 0
         eventually(lambda: numbers(subscriber) == list(range(100)))
+        events = eventually(lambda: [json.loads(one) for one in subscriber.of(STATUS)])
+        assert publisher.stop(time.monotonic() + 5) == 0
     assert publisher.dropped == {"other:b": 100}
+    assert [(one["event"], one["channel"], one["messages"]) for one in events] == [("dropped", "other:b", 100)]
     assert caplog.text.count("Redis refuses a message") == 1
     assert "other:b: NOPERM" in caplog.text
 
@@ -347,7 +351,7 @@ def test_a_full_buffer_drops_the_oldest_and_says_so_twice(own_redis, caplog):
         publisher._audience = {b"": 1}  # wait for the subscriber below
         own_redis.start()
         with Subscriber(own_redis, "*") as subscriber:
-            eventually(lambda: "The buffer is empty again" in caplog.text)
+            eventually(lambda: "The buffer overflowed" in caplog.text)
             eventually(lambda: len(subscriber.messages) == kept + 3)
     assert [int(payload[:6]) for name, payload in subscriber.messages if name != STATUS] == list(
         range(3000 - kept, 3000)
@@ -396,10 +400,32 @@ def test_the_rights_that_the_documentation_names_are_enough(own_redis, monkeypat
         publisher.start()
         publisher.publish("stream:bybit_trades", "x")
         eventually(lambda: subscriber.messages)
-        eventually(lambda: "does not let us write" in caplog.text if left_out else admin.exists(STATUS))
+        eventually(lambda: "does not let us keep" in caplog.text if left_out else admin.exists(STATUS))
         eventually(lambda: publisher._audience.get(b"stream:bybit_trades") == 1)
         assert publisher.stop(time.monotonic() + 5) == 0
     assert {entry["object"] for entry in admin.execute_command("ACL", "LOG")} <= {left_out.lstrip("+")}
+
+
+def test_what_was_dropped_is_told_also_if_redis_never_comes_back(own_redis, caplog):
+    own_redis.stop()
+    with Running(own_redis, buffer=1 << 20) as publisher:
+        for _ in range(10_000):
+            publisher.publish(CHANNEL, b"x" * 1000)
+    assert publisher.dropped[CHANNEL] == 10_000 - publisher.left
+    assert f"dropped: test:a {publisher.dropped[CHANNEL]:,}" in caplog.text
+
+
+def test_an_announced_loss_that_is_dropped_itself_is_announced_again(own_redis):
+    own_redis.stop()
+    publisher = Publisher("127.0.0.1", own_redis.port, buffer=1 << 20)
+    publisher.publish(CHANNEL, b"x" * (1 << 20))
+    with publisher._io:
+        publisher.publish(CHANNEL, b"1")
+        publisher._take_batch()  # the announcement is on its way
+        publisher._give_up(OSError())  # and does not arrive
+    assert json.loads(publisher._waiting[0].split(b"\r\n")[6])["messages"] == 1
+    publisher.publish(CHANNEL, b"x" * (1 << 20))
+    assert publisher._unannounced == publisher.dropped == {CHANNEL: 3}
 
 
 FILL = """

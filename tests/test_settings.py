@@ -334,3 +334,15 @@ def test_the_example_file_works_as_it_is(home):
         pytest.skip(".env.example is not there yet")
     shutil.copy(ROOT / ".env.example", home / ".env")
     assert settings(home) == DEFAULTS
+
+
+@pytest.mark.parametrize(("mode", "text", "warned"), [(0o644, "x", True), (0o640, "x", False), (0o644, "", False)])
+def test_a_password_that_everybody_can_read_is_warned_about(home, mode, text, warned):
+    """In the log; the words are kept for it. The password is not among them."""
+    (home / ".env").write_text(f"REDIS_PASSWORD={text}\n")
+    (home / ".env").chmod(mode)
+    code = "from conf import settings; print(settings.WARNINGS)"
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHON_DOTENV_DISABLED"}
+    ran = subprocess.run([sys.executable, "-B", "-c", code], cwd=home, env=inherited, capture_output=True, text=True)
+    assert ("can be read by everybody: chmod o-r" in ran.stdout) == warned
+    assert "'x'" not in ran.stdout

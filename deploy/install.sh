@@ -1,0 +1,156 @@
+#!/bin/sh
+# What `make install` and `make uninstall` do (deploy/install.mk has the variables and their defaults).
+# shellcheck disable=SC2086,SC2153  # the lists are meant to be split; the names in capitals come from make
+set -eu
+
+cd "$(dirname "$0")/.."
+folders="callbacks conf relay"
+files="$(echo *.py) constraints.txt requirements.txt requirements.lock README.md"
+units="bybit-collector.service bybit-collector@.service"
+to=$DESTDIR$PREFIX
+etc=$DESTDIR$SYSCONFDIR
+unitdir=$DESTDIR$UNITDIR
+venv=$PREFIX/.venv
+adduser="useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin $SERVICE_USER"
+
+fail() {
+    echo "$1" >&2
+    exit 1
+}
+
+check() {
+    case $PREFIX$SYSCONFDIR$UNITDIR$SERVICE_USER in
+    *[!A-Za-z0-9/._-]*) fail "PREFIX, SYSCONFDIR, UNITDIR and SERVICE_USER may hold letters, digits and / . _ - only" ;;
+    esac
+    for path in "$PREFIX" "$SYSCONFDIR" "$UNITDIR"; do
+        case $path in /?*) ;; *) fail "$path: expected an absolute path" ;; esac
+    done
+    [ -n "$DESTDIR" ] || [ "$(id -u)" = 0 ] || fail "This needs root (sudo make …), or a DESTDIR"
+}
+
+check_python() {
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        fail "Python 3.11 or newer is needed: apt-get install python3 python3-venv"
+    real=$("$PYTHON" -c 'import os, sys; print(os.path.realpath(sys.executable))')
+    for hidden in $HIDDEN; do # the units' ProtectHome=
+        case $real in "$hidden"/*) fail "$real: the service cannot see $hidden; name another: make install PYTHON=/usr/bin/python3" ;; esac
+    done
+}
+
+systemd() {
+    [ -n "$DESTDIR" ] || [ -z "$SYSTEMCTL" ] || "$SYSTEMCTL" "$@"
+}
+
+# Whether the collector is there; nothing is removed from a folder that was named by mistake.
+installed() {
+    [ -f "$to/main.py" ] && [ -f "$to/relay/publisher.py" ]
+}
+
+remove_program() {
+    rm -f "$to"/*.py
+    for name in $folders __pycache__; do
+        rm -rf "${to:?}/$name"
+    done
+}
+
+install_files() {
+    echo "Installing the collector into $to"
+    mkdir -p "$to" "$unitdir"
+    if [ -e "$to/main.py" ] && ! cmp -s main.py "$to/main.py"; then # it may hold STREAMS of the user's own
+        cp -p "$to/main.py" "$to/main.py.old"
+        echo "The main.py that was there is kept as $to/main.py.old"
+    fi
+    if installed; then remove_program; fi # an update may have dropped a module
+    for file in $files; do
+        [ ! -e "$file" ] || install -m 0644 "$file" "$to/$file"
+    done
+    for folder in $folders; do
+        mkdir -p "$to/$folder"
+        install -m 0644 "$folder"/*.py "$to/$folder/"
+    done
+    for unit in $units; do
+        sed -e "s|/opt/bybit-collector|$PREFIX|g" -e "s|/etc/bybit-collector|$SYSCONFDIR|g" \
+            -e "s|^User=.*|User=$SERVICE_USER|" -e "s|root:bybit-collector|root:$SERVICE_USER|" "deploy/$unit" >"$unitdir/$unit"
+        chmod 0644 "$unitdir/$unit"
+    done
+}
+
+# Made once, from .env.example.
+install_settings() {
+    mkdir -p "$etc"
+    chmod 0750 "$etc"
+    if [ -e "$etc/collector.env" ]; then
+        echo "$etc/collector.env is left as it is"
+        return
+    fi
+    (
+        umask 077
+        {
+            echo "# Settings of the collector, read by systemd: put a password with special characters into 'single quotes'."
+            echo "# What is left out has the value shown here. A line may not end in a comment. Durations are seconds."
+            sed '1,/^$/{/^$/!d;}' .env.example # without what it says of .env
+        } >"$etc/collector.env.new"
+    )
+    chmod 0640 "$etc/collector.env.new"
+    mv "$etc/collector.env.new" "$etc/collector.env"
+}
+
+install_packages() {
+    echo "Installing its packages into $venv"
+    version='import sys; print(sys.version_info[:2])'
+    if [ "$("$venv/bin/python" -c "$version" 2>/dev/null)" != "$("$PYTHON" -c "$version")" ]; then
+        rm -rf "$venv" # none yet, or the system's Python is another by now
+        "$PYTHON" -m venv "$venv" || {
+            rm -rf "$venv"
+            fail "Python cannot make a virtual environment: apt-get install python3-venv"
+        }
+    fi
+    "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --require-hashes -r "$PREFIX/requirements.lock"
+    (cd "$PREFIX" && .venv/bin/python -m compileall -q ./*.py $folders) # the service may not write
+}
+
+do_install() {
+    check
+    umask 022
+    if [ -n "$DESTDIR" ]; then
+        install_files
+        install_settings
+        echo "Next, once the files are in their place:"
+        echo "  $adduser"
+        echo "  chgrp -R $SERVICE_USER $SYSCONFDIR"
+        echo "  python3 -m venv $venv && $venv/bin/pip install --require-hashes -r $PREFIX/requirements.lock"
+        return
+    fi
+    check_python
+    id -u "$SERVICE_USER" >/dev/null 2>&1 || { echo "Adding the system user $SERVICE_USER" && $adduser; }
+    install_files
+    install_settings
+    chgrp "$(id -gn "$SERVICE_USER")" "$etc" "$etc/collector.env"
+    install_packages
+    systemd daemon-reload
+    echo "Next (after an upgrade: systemctl restart bybit-collector):"
+    echo "  sudo nano $SYSCONFDIR/collector.env"
+    echo "  sudo systemctl enable --now --no-block bybit-collector"
+    echo "  systemctl status bybit-collector; journalctl -u bybit-collector -f"
+}
+
+do_uninstall() {
+    check
+    systemd stop bybit-collector.service 'bybit-collector@*.service' || true # they may not be there
+    systemd disable $units || true
+    systemd reset-failed 'bybit-collector*.service' || true
+    for unit in $units; do
+        rm -f "$unitdir/$unit"
+    done
+    if installed; then
+        remove_program
+        for name in $files .venv; do
+            rm -rf "${to:?}/$name"
+        done
+        rmdir "$to" 2>/dev/null || echo "$to holds files that make install did not put there: left as they are"
+    fi
+    systemd daemon-reload
+    echo "Uninstalled. The settings in $SYSCONFDIR and the user $SERVICE_USER are left as they are"
+}
+
+"do_$1"

@@ -1,0 +1,302 @@
+"""What came out: tables for the terminal and for Markdown, and the chart."""
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import escape
+
+SATURATION = 0  # the rate that means: as fast as they are read
+CHART_RATE = 800  # messages a second, for the delays in the chart
+LATE = 1.0  # seconds on the way after which a message counts as late
+BEHIND = 0.01  # share of late and missing messages from which a runner did not keep up
+REFERENCES = ("naive", "limit")  # the runners that ratios are taken to
+
+
+@dataclass
+class Result:
+    """One play.
+
+    Attributes:
+        rate: asked for, messages a second; 0 = saturation.
+        arrived: a second, within the measured seconds.
+        cpu: of the runner, microseconds for each arrived message; None when nothing arrived.
+        p50, p99, worst: delay from sending to arrival, milliseconds; None at saturation.
+        late: messages more than LATE on the way, or not there when the play was over.
+        missing: messages that never arrive: later ones of their connection did, or all was quiet.
+        count: messages sent within the measured seconds.
+        again: arrivals of a message that was there already.
+        publishes: PUBLISH commands that came, of which `unmarked` carried no marker.
+        memory: peak of the process tree, MB.
+        lag: the longest that the sender itself kept a frame too long, milliseconds.
+        lost_connections: that ended during the play.
+    """
+
+    runner: str
+    turn: int
+    rate: int
+    arrived: float
+    cpu: float | None
+    p50: float | None
+    p99: float | None
+    worst: float | None
+    late: int
+    missing: int
+    count: int
+    again: int
+    publishes: int
+    unmarked: int
+    memory: float
+    lag: float
+    lost_connections: int
+
+    @property
+    def behind(self) -> bool:
+        """Whether the runner could not keep up with the rate."""
+        return self.rate != SATURATION and self.late + self.missing > BEHIND * self.count
+
+    def line(self) -> str:
+        """For the terminal, while the benchmark runs."""
+        rate = "saturation" if self.rate == SATURATION else f"{self.rate:,}/s"
+        cpu = "-" if self.cpu is None else f"{self.cpu:.1f}"
+        text = f"{self.turn}  {self.runner:<11}{rate:>11}  {self.arrived:>9,.0f}/s  {cpu:>7} µs"
+        if self.p50 is not None and self.p99 is not None and self.worst is not None:
+            text += f"  p50 {self.p50:8.3f}  p99 {self.p99:8.3f}  max {self.worst:8.3f} ms"
+        for number, what in ((self.late, "late"), (self.missing, "missing"), (self.again, "in parts")):
+            text += f"  {number} {what}" if number else ""
+        return text + (f"  {self.lost_connections} connections lost" if self.lost_connections else "")
+
+
+@dataclass
+class Table:
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def text(self) -> str:
+        """For a terminal."""
+        lines = [self.title, ""]
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        for row in (self.header, *self.rows):
+            cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            lines.append("  ".join((row[0].ljust(widths[0]), *cells)))
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        ruler = ["---"] + ["---:"] * (len(self.header) - 1)
+        rows = ("| " + " | ".join(row) + " |" for row in (self.header, ruler, *self.rows))
+        return "\n".join((f"### {self.title}", "", *rows))
+
+
+class Summary:
+    """Medians over the rounds, and ratios taken within a round."""
+
+    def __init__(self, results: Iterable[Result]) -> None:
+        self.cells: dict[tuple[str, int], dict[int, Result]] = {}
+        for result in results:
+            self.cells.setdefault((result.runner, result.rate), {})[result.turn] = result
+        self.runners = list(dict.fromkeys(runner for runner, _ in self.cells))
+        self.rates = sorted({rate for _, rate in self.cells})
+        self.references = [reference for reference in REFERENCES if reference in self.runners]
+        self.times = [f"× {reference}" for reference in self.references]
+
+    def plays(self, runner: str, rate: int) -> list[Result]:
+        return list(self.cells.get((runner, rate), {}).values())
+
+    def behind(self, runner: str, rate: int) -> bool:
+        """Whether the runner could not keep up in half of the rounds."""
+        plays = self.plays(runner, rate)
+        return sum(play.behind for play in plays) * 2 >= len(plays)
+
+    def verdict(self, runner: str, rate: int) -> str:
+        """What a runner that could not keep up does: gets them late, or never."""
+        plays = self.plays(runner, rate)
+        return "behind" if sum(play.late for play in plays) > sum(play.missing for play in plays) else "loses"
+
+    def kept(self, runner: str) -> int:
+        """The highest rate played that the runner kept up with; 0 = none."""
+        return max(
+            (rate for rate in self.rates if self.plays(runner, rate) and not self.behind(runner, rate)), default=0
+        )
+
+    def stalls(self, runner: str) -> bool:
+        """Whether flooded it gets less through than at a rate: it reads without end and does nothing else."""
+        return (self.median(runner, SATURATION, "arrived") or 0) < self.kept(runner) / 2
+
+    def median(self, runner: str, rate: int, name: str) -> float | None:
+        values = [value for play in self.plays(runner, rate) if (value := getattr(play, name)) is not None]
+        return statistics.median(values) if values else None
+
+    def cell(self, runner: str, rate: int, name: str) -> list[str]:
+        """The value, and how many times the references' value it is."""
+        return [
+            number(self.median(runner, rate, name)),
+            *(self.ratio(runner, rate, name, one) for one in self.references),
+        ]
+
+    def ratio(self, runner: str, rate: int, name: str, reference: str) -> str:
+        """How many times the reference's value, as the median over the rounds."""
+        if self.behind(reference, rate) and name != "cpu":
+            return "-"
+        ratios = []
+        for turn, play in self.cells.get((runner, rate), {}).items():
+            other = self.cells.get((reference, rate), {}).get(turn)
+            if other and getattr(other, name) and getattr(play, name) is not None:
+                ratios.append(getattr(play, name) / getattr(other, name))
+        return number(statistics.median(ratios) if ratios else None)
+
+    def tables(self) -> list[Table]:
+        return [self.saturation() if rate == SATURATION else self.paced(rate) for rate in self.rates]
+
+    def saturation(self) -> Table:
+        header = ["runner", "messages/s", *self.times, "CPU µs/message", *self.times]
+        header += ["peak MB", "lost", "keeps up with"]
+        rows = []
+        for runner in self.runners:
+            if plays := self.plays(runner, SATURATION):
+                row = [runner, *self.cell(runner, SATURATION, "arrived"), *self.cell(runner, SATURATION, "cpu")]
+                if self.stalls(runner):
+                    row = [runner, "stalls"] + ["-"] * (len(row) - 2)
+                lost = sum(play.missing for play in plays)
+                row += [number(self.median(runner, SATURATION, "memory")), f"{lost:,}"]
+                rows.append([*row, f"{kept:,}/s" if (kept := self.kept(runner)) else "-"])
+        return Table("At saturation", header, rows)
+
+    def paced(self, rate: int) -> Table:
+        header = ["runner", "arrived/s", "CPU µs/message", *self.times]
+        header += ["p50 ms", *self.times, "p99 ms", *self.times, "max ms", "late", "lost", "peak MB"]
+        rows = []
+        for runner in self.runners:
+            plays = self.plays(runner, rate)
+            if not plays:
+                continue
+            row = [runner, number(self.median(runner, rate, "arrived")), *self.cell(runner, rate, "cpu")]
+            delays = [*self.cell(runner, rate, "p50"), *self.cell(runner, rate, "p99")]
+            delays.append(number(max(play.worst or 0 for play in plays)))
+            sent, late, missing = (sum(getattr(play, name) for play in plays) for name in ("count", "late", "missing"))
+            if self.behind(runner, rate):
+                delays = [self.verdict(runner, rate)] + ["-"] * (len(delays) - 1)
+            row += [*delays, share(late, sent), share(missing, sent)]
+            rows.append([*row, number(self.median(runner, rate, "memory"))])
+        return Table(f"At {rate:,} messages/s", header, rows)
+
+
+def number(value: float | None) -> str:
+    """With as many digits as mean something."""
+    if value is None:
+        return "-"
+    return (
+        f"{value:,.0f}"
+        if value >= 100
+        else f"{value:.1f}"
+        if value >= 10
+        else f"{value:.2f}"
+        if value >= 0.1
+        else f"{value:.3f}"
+    )
+
+
+def share(part: int, whole: int) -> str:
+    return "0" if not part else f"{part / whole:.1%}" if part >= 0.001 * whole else f"{part:,}"
+
+
+def markdown(summary: Summary, about: dict[str, Any], chart: str) -> str:
+    """The whole report; `about` is described where it is made, `chart` is the name of the picture's file."""
+    parts = [
+        "# Benchmark",
+        f"The same frames, {about['connections']} TLS connections, a real Redis, a subscriber: the delay and the CPU "
+        f"time of what is between. {about['date']}, {about['machine']}. Medians of {about['rounds']} interleaved "
+        f"rounds of {about['seconds']:g} s; ratios are taken within a round. What else such a machine does moves "
+        "the absolute values, so trust the ratios.",
+        f"![CPU time a message and delay of each runner]({chart})",
+        "\n".join(f"- **{name}**: {says}" for name, says in about["runners"].items()),
+    ]
+    if about["skipped"]:
+        parts.append("\n".join(f"- **{name}** is left out: {why}" for name, why in about["skipped"].items()))
+    parts += [table.markdown() for table in summary.tables()]
+    parts += [
+        "CPU is user and system time of the runner's processes for each message that arrived. Late: more than "
+        f"{LATE:g} s on the way. Behind, loses: more than {BEHIND:.0%} of the messages late, or never there. Stalls: "
+        "flooded, it reads on and hands on nearly nothing. At a rate each frame has a TLS record of its own; at "
+        f"saturation {about['frames_per_write_at_saturation']} share one on average, and the sender, Redis and the "
+        "subscriber share the machine with the runner: the fastest wait for them. Peak MB sums the processes' peaks. "
+        f"{about['lag']}",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()) + ".",
+        "Frames in bytes (count, smallest, median, 95th percentile, largest): "
+        + "; ".join(f"{kind} {', '.join(f'{size:,}' for size in sizes)}" for kind, sizes in about["frames"].items())
+        + ".",
+        f"Again: `{about['command']}`",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+# One picture for light and dark pages: no background, and colours that stand out on both.
+TEXT, GRID, OURS, OTHER, FLOOR = "#7a828c", "#7a828c", "#2f81f7", "#8b949e", "#3fa36c"
+WIDTH, LEFT, RIGHT, ROW, BAR, TOP, GAP = 860, 96, 70, 30, 11, 44, 34  # pixels
+
+
+Bars = tuple[tuple[str, str], ...]  # for each of a runner's bars: a value of Result, and its label
+
+
+def chart(summary: Summary) -> str:
+    """The chart as SVG: CPU time a message at saturation, and delays at CHART_RATE, both on a logarithmic scale."""
+    panels: list[tuple[str, int, Bars]] = [("CPU time a message at saturation, µs", SATURATION, (("cpu", ""),))]
+    if CHART_RATE in summary.rates:
+        panels.append((f"Delay at {CHART_RATE:,} messages/s, ms", CHART_RATE, (("p50", "p50"), ("p99", "p99"))))
+    drawn, y = [], 0
+    for title, rate, names in panels:
+        runners = [runner for runner in summary.runners if summary.median(runner, rate, names[0][0])]
+        drawn.append(panel(summary, runners, title, rate, names, y))
+        y += TOP + ROW * len(runners) + GAP
+    style = "font-family='-apple-system,Segoe UI,Helvetica,Arial,sans-serif' font-size='12'"
+    head = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {y}' width='{WIDTH}' height='{y}' {style}>"
+    return "\n".join((head, *drawn, "</svg>", ""))
+
+
+def panel(summary: Summary, runners: list[str], title: str, rate: int, names: Bars, y: int) -> str:
+    shown = {
+        (runner, name): summary.median(runner, rate, name)
+        for runner in runners
+        for name, _ in names
+        if not (summary.stalls(runner) if rate == SATURATION else summary.behind(runner, rate))
+    }
+    values = [value for value in shown.values() if value]
+    low = 10.0 ** math.floor(math.log10(min(values) / 1.5))
+    high = max(values)
+    scale = (WIDTH - LEFT - RIGHT) / math.log10(high / low)
+    bottom = y + TOP + ROW * len(runners)
+    parts = [text(0, y + 18, title, weight="600"), text(WIDTH, y + 18, "log scale, shorter is better", anchor="end")]
+    steps = (1, 2, 5) if high / low < 100 else (1,)
+    for tick in (step * low * 10**n for n in range(9) for step in steps if step * low * 10**n <= high):
+        x = LEFT + math.log10(tick / low) * scale
+        parts.append(f"<path d='M{x:.1f} {y + TOP - 8}V{bottom}' stroke='{GRID}' stroke-opacity='0.3'/>")
+        parts.append(text(x, bottom + 16, f"{tick:g}", anchor="middle"))
+    for n, runner in enumerate(runners):
+        middle = y + TOP + ROW * n + ROW / 2 - 4
+        colour = {"ours": OURS, "limit": FLOOR}.get(runner, OTHER)
+        parts.append(text(LEFT - 8, middle + 4, runner, anchor="end", colour=colour, weight="600"))
+        for m, (name, label) in enumerate(names):
+            value = shown.get((runner, name))
+            height = BAR * 2 if len(names) == 1 else BAR
+            top = middle - BAR + m * (BAR + 1)
+            if value is None:
+                words = "stalls" if rate == SATURATION else f"{summary.verdict(runner, rate)}, see the tables"
+                if m == 0:
+                    parts.append(text(LEFT + 6, middle + 4, words))
+                continue
+            length = max(2, math.log10(value / low) * scale)
+            paint = f"fill='{colour}'" + (" fill-opacity='0.55'" if m else "")
+            parts.append(f"<rect x='{LEFT}' y='{top:.1f}' width='{length:.1f}' height='{height}' rx='2' {paint}/>")
+            at = top + height / 2 + 4
+            parts.append(
+                text(LEFT + length + 5, at, f"{number(value)} {label}".strip(), size=11 if len(names) > 1 else 12)
+            )
+    return "\n".join(parts)
+
+
+def text(
+    x: float, y: float, words: str, anchor: str = "start", colour: str = TEXT, weight: str = "400", size: int = 12
+) -> str:
+    look = f"text-anchor='{anchor}' fill='{colour}' font-weight='{weight}' font-size='{size}'"
+    return f"<text x='{x:.1f}' y='{y:.1f}' {look}>{escape(words)}</text>"

@@ -2,7 +2,8 @@
 
 The rule here: whoever publishes never waits for Redis. publish() only appends; flush() sends what the socket takes at
 once, from the thread that calls it, which spares a wake-up of another; all that can take time (connecting, a full
-socket, a Redis that hangs, the rest of a backlog) is the publisher thread's.
+socket, a Redis that hangs, the rest of a backlog) is the publisher thread's. The one thing that flush() ever waits for,
+some milliseconds, is its turn, when more comes in than a healthy Redis is being handed.
 
 redis-py makes the connection (names, TLS, AUTH, SELECT) and asks the occasional question; then its socket is driven
 from here, because its own way of publishing costs several times more and its retries send whole pipelines again. The
@@ -41,7 +42,7 @@ STATE_INTERVAL, STATE_EXPIRES = 5.0, 15
 HOLD = 2.0
 # Seconds after which the thread must be stuck if it has not turned.
 PATIENCE = 60.0
-# Bytes sent and not yet answered: what may arrive twice when a connection breaks. A larger message goes alone.
+# Bytes sent and not yet answered, up to the message that goes beyond: what may arrive twice when a connection breaks.
 WINDOW = 256 * 1024
 # Bytes waiting above which flush() waits for its turn, and how many seconds.
 CROWD, TURN = 1 << 20, 0.005

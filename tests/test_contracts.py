@@ -53,11 +53,11 @@ def redis_py(broken, where="relay/publisher.py Publisher"):
 
 
 def pins():
-    """(package, version) of every line that pins one, of what the program needs to run."""
+    """(package, version) of every line that pins one on any Python, of what the program needs to run."""
     found = []
     for name in ("requirements.txt", "constraints.txt"):
         for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
-            if pin := re.match(r"([\w.-]+)==([\w.]+)", line):
+            if pin := re.fullmatch(r"([\w.-]+)==([\w.]+)", line):
                 found.append(pin.groups())
     return found
 

@@ -252,7 +252,7 @@ def test_a_book_is_in_doubt_when_our_connection_breaks(redis_server):
 
 
 def test_the_program_prints_the_best_prices(example, own_redis):
-    """It starts without Redis, comes back when it is cut off, and Ctrl+C ends it."""
+    """It starts without Redis, and comes back when it is cut off."""
     output = b""
 
     def says(words):
@@ -274,7 +274,7 @@ def test_the_program_prints_the_best_prices(example, own_redis):
         client.publish(BOOKS, json.dumps(frame(11)))
         eventually(lambda: says(b"orderbook.50.BTCUSDT 100.10 x 11 | 100.20 x 3, "))
     assert not says(b"Traceback")
-    assert end(process, signal.SIGINT) == -signal.SIGINT
+    assert end(process, signal.SIGTERM) == -signal.SIGTERM
 
 
 # The recorder.

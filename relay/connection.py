@@ -468,7 +468,9 @@ class Connection(WebSocket):
                 self._updates[topic] = update
                 if update not in (expected, 1) and b'"type":"delta"' in frame[:100]:
                     self._stats.gaps += 1
-                    log.warning("%s: u rose from %d to %d: a consumer's book is wrong", topic, expected - 1, update)
+                    if _once(("gap", topic)):
+                        said = "%s: u leapt from %d to %d, a consumer's book is wrong; further leaps are only counted"
+                        log.warning(said, topic.decode(), expected - 1, update)
         except ValueError:
             pass  # a message of another form
 
@@ -575,8 +577,6 @@ class Connection(WebSocket):
             if _refused.pop((self.endpoint, topic), None):
                 log.info("%s is accepted now", topic)
         self._subscribed.update(topics)
-        if topics:
-            self._unseen.update(topic.encode() for topic in topics if topic.startswith(("orderbook.", "tickers.")))
         self._stats.topics = len(self._subscribed)
         self._stats.answered = self._stats.answered or not self._pending
         if topics:
@@ -589,6 +589,7 @@ class Connection(WebSocket):
 
     def _refuse(self, topics: list[str], words: str) -> None:
         for topic in topics:
+            self._unseen.discard(topic.encode())
             known = (self.endpoint, topic) in _refused
             _refused[self.endpoint, topic] = monotonic()
             if not known:
@@ -603,6 +604,8 @@ class Connection(WebSocket):
         for first in range(0, len(topics), most):
             request = str(next(self._request_ids))
             self._pending[request] = topics[first : first + most]
+            begin = [topic for topic in self._pending[request] if topic.startswith(("orderbook.", "tickers."))]
+            self._unseen.update(topic.encode() for topic in begin)  # data may come before the answer
             self._send({"req_id": request, "op": "subscribe", "args": self._pending[request]})
         self._unanswered = 0.0
 

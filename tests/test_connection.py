@@ -394,7 +394,7 @@ def test_gaps_and_delays_are_measured_from_the_messages(stream, caplog):
         eventually(lambda: len(one.messages) == 7)
         assert one.stats.gaps == 1
         assert 4.99 <= min(one.stats.delays) <= max(one.stats.delays) < 15
-    assert f"u rose from {first + 2} to {first + 4}" in caplog.text
+    assert f"orderbook.50.BTCUSDT: u leapt from {first + 2} to {first + 4}" in caplog.text
 
 
 def test_a_busy_stream_is_looked_into_only_now_and_then(stream, monkeypatch):
@@ -540,6 +540,16 @@ def test_a_topic_that_option_accepts_silently_is_named_once(stream, monkeypatch,
         eventually(lambda: "tickers.BTC-1JAN99-1-P-USDT was accepted, but nothing came" in caplog.text)
         assert len(one.messages) == 1
         assert caplog.text.count("nothing came") == 1
+
+
+def test_a_first_message_before_the_answer_counts(stream, monkeypatch, caplog):
+    monkeypatch.setattr(connection, "FIRST_DATA_TIMEOUT", 0.2)
+    monkeypatch.setattr(connection, "PING_INTERVAL", 0.05)
+    script = Script(ack_delay=0.05, data_before_ack=1)
+    with Bybit(rate=0, script=[script]) as bybit, stream(bybit, main.subscribe_orderbook) as one:
+        eventually(lambda: one.messages)
+        bybit.wait(lambda: len(bybit.connections[0].requests) > 10)
+    assert "nothing came" not in caplog.text
 
 
 def test_a_refused_topic_is_asked_for_again_much_later(stream, monkeypatch, caplog):

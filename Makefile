@@ -2,6 +2,7 @@
 # make demo  the same collector against a stand-in for Bybit on this machine: no network, no Redis; SECONDS=10 ends it
 # make test  set up, linters, types, all tests
 # make bench the benchmark beside what one would pick instead; some need Node or another Python and are left out without
+# make install, uninstall   as a systemd service on this machine; make lock, audit: its packages (deploy/install.mk)
 # make soak  an hour under load; SECONDS=600 for less
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \

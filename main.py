@@ -115,7 +115,7 @@ def run_stream(name: str, func: Callable[..., object], args: tuple[Any, ...], op
         delay = RECONNECT_DELAY if uptime >= STEADY else min(delay * 2, RECONNECT_DELAY_MAX)
         pause = delay if uptime >= STEADY else delay * random.uniform(0.75, 1)  # lest all come at the same moment
         if not stop.is_set():
-            log.warning("No connection: %s. Trying again in %.1f s", why, pause)
+            log.warning("No connection to Bybit: %s. Trying again in %.1f s", why, pause)
         stats[name].due = monotonic() + pause + PATIENCE
         stop.wait(pause)
 

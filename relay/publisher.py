@@ -132,7 +132,7 @@ class Publisher:
         self._suspect: bytes | None = None
         self._breaks = 0  # connections broken in a row with _suspect as the first unanswered command
 
-        self._hash_refused = False
+        self._state_kept = self._hash_refused = False
         self._state_at = 0.0  # monotonic time of the next write of the state
         self.due = math.inf  # monotonic time by which the thread must have turned again
 
@@ -202,6 +202,7 @@ class Publisher:
     def announce(self, event: str, stream: str = "", topics: Sequence[str] = (), **more: Any) -> None:
         """Tells the consumers of the status channel what happened to a stream, in its place among the messages."""
         self.publish(self.status, self._event(event, stream, topics, **more))
+        self._state_at = 0.0  # it has changed
         self.flush()
 
     @staticmethod
@@ -520,7 +521,7 @@ class Publisher:
         state = self.state() if monotonic() >= self._state_at else {}
         if not state:
             return []
-        old = [("DEL", self.status)] if self._state_at == 0 else []  # what another run left
-        self._state_at = monotonic() + STATE_INTERVAL
+        old = [] if self._state_kept else [("DEL", self.status)]  # what another run left
+        self._state_kept, self._state_at = True, monotonic() + STATE_INTERVAL
         fields = [text for pair in state.items() for text in pair]
         return [*old, ("HSET", self.status, *fields), ("EXPIRE", self.status, str(STATE_EXPIRES))]

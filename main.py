@@ -35,7 +35,7 @@ from relay.connection import MAX_TOPIC_CHARACTERS, PATIENCE, Callback, Connectio
 
 log = logging.getLogger(__name__)
 
-TICK, STOP_TIMEOUT, STEADY = 0.25, 5.0, 10.0  # seconds; STEADY: up so long, a connection comes back undelayed
+TICK, STOP_TIMEOUT, STEADY = 0.25, 5.0, 10.0  # seconds; up for STEADY: back after just RECONNECT_DELAY
 
 Symbols = str | list[str]
 

@@ -13,10 +13,10 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 .PHONY: run demo test bench soak clean
 
 run: .venv/run.stamp
-	@$(PY) -m local.redis $(PY) main.py
+	@$(PY) -m sandbox.redis $(PY) main.py
 
 demo: .venv/run.stamp
-	@$(PY) -m local.demo $(if $(SECONDS),--seconds $(SECONDS))
+	@$(PY) -m sandbox.demo $(if $(SECONDS),--seconds $(SECONDS))
 
 test: .venv/dev.stamp
 	.venv/bin/ruff check .
@@ -35,9 +35,9 @@ soak: .venv/dev.stamp
 	@$(PYTHON) -m venv .venv || { echo "Python cannot make a virtual environment: apt-get install python3-venv"; rm -rf .venv; exit 1; }
 	@touch $@
 
-.venv/run.stamp: .venv/python.stamp requirements.txt constraints.txt local/requirements.txt
+.venv/run.stamp: .venv/python.stamp requirements.txt constraints.txt sandbox/requirements.txt
 	@echo "Installing what the collector needs into .venv"
-	@$(PIP) -r requirements.txt -r local/requirements.txt
+	@$(PIP) -r requirements.txt -r sandbox/requirements.txt
 	@touch $@
 
 .venv/dev.stamp: .venv/run.stamp requirements-dev.txt

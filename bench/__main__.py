@@ -28,7 +28,7 @@ from bench import frames, sender, subscriber
 from bench.board import LAST, Board
 from bench.report import LATE, SATURATION, Result, Summary, chart, markdown
 from bench.runners import HERE, OUT, RUNNERS, Process, Runner, Skipped
-from local.redis import LocalRedis
+from sandbox.redis import LocalRedis
 
 CHANNELS = len(frames.CHANNELS)
 READY_TIMEOUT = 30.0  # seconds for a runner to have subscribed everything

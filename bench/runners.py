@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import frames
-from local.redis import end_with_parent
+from sandbox.redis import end_with_parent
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -24,7 +24,7 @@ from typing import Any
 
 from bench import frames
 from bench.board import SLOTS, Board
-from local.redis import end_with_parent
+from sandbox.redis import end_with_parent
 
 FRAMES_PER_WRITE = 16  # at saturation, on average over the connections
 ACK_DELAY = 0.02  # seconds from a subscription to its acknowledgement

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench import frames
 from bench.board import LAST, Board
-from local.redis import end_with_parent
+from sandbox.redis import end_with_parent
 
 CHANNELS = tuple(f"stream:bybit_{name}" for name in frames.CHANNELS)
 PIECE = 1 << 18  # bytes

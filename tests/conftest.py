@@ -17,7 +17,7 @@ import pytest  # noqa: E402
 import redis  # noqa: E402
 import trustme  # noqa: E402
 
-from local.redis import LocalRedis  # noqa: E402
+from sandbox.redis import LocalRedis  # noqa: E402
 
 POLL = 0.01  # seconds between two looks
 THREADS_END = 3.0  # seconds that a test's threads have to end once the test is over

@@ -20,8 +20,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import Subscriber  # noqa: E402
 
-from local.bybit import Bybit  # noqa: E402
-from local.redis import LocalRedis  # noqa: E402
+from sandbox.bybit import Bybit  # noqa: E402
+from sandbox.redis import LocalRedis  # noqa: E402
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "DOGEUSDT")
 WARM_UP = 120.0  # seconds after which memory must not grow any more

@@ -14,9 +14,9 @@ import pytest
 from conftest import eventually
 
 import main
-from local.bybit import Bybit, Script
 from relay import connection
 from relay.connection import Connection, ConnectionLost, Pacer, close_all, raw
+from sandbox.bybit import Bybit, Script
 
 QUICK = 0.02  # seconds between attempts, where a test does not look at them
 

@@ -26,8 +26,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 import relay.connection
-from local.redis import LocalRedis
 from relay.connection import Connection
+from sandbox.redis import LocalRedis
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"

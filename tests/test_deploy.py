@@ -17,7 +17,7 @@ from conftest import eventually
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from local.bybit import Bybit
+from sandbox.bybit import Bybit
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"

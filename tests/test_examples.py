@@ -20,7 +20,7 @@ from test_main import ROOT, by_topic, channel_of
 
 from examples import recorder
 from examples.orderbook import follow
-from local.bybit import Bybit
+from sandbox.bybit import Bybit
 
 program = test_main.program
 

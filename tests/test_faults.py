@@ -11,11 +11,11 @@ import pytest
 from conftest import Subscriber, eventually
 
 import main
-from local.bybit import Bybit
 from relay import connection
 from relay import publisher as publisher_module
 from relay.connection import Connection, Pacer, close_all, raw
 from relay.publisher import Publisher
+from sandbox.bybit import Bybit
 
 CHANNEL, TOPIC = "test:faults", "publicTrade.BTCUSDT"
 SECONDS = 3.0  # of faults in a run

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import Subscriber, eventually
 
-from local.bybit import Bybit
-from local.redis import LocalRedis, free_port
+from sandbox.bybit import Bybit
+from sandbox.redis import LocalRedis, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAMES = ROOT.parent / "shared" / "frames" / "linear-2026-08.tsv"

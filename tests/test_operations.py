@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Subscriber, eventually
 
-from local.bybit import Bybit, Script
+from sandbox.bybit import Bybit, Script
 
 ROOT = Path(__file__).resolve().parent.parent
 REPLICA = "FAILED  slave: publish to its master"

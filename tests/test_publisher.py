@@ -16,9 +16,9 @@ import pytest
 import redis
 from conftest import Subscriber, eventually
 
-from local.redis import LocalRedis
 from relay import publisher as module
 from relay.publisher import Publisher
+from sandbox.redis import LocalRedis
 
 CHANNEL, STATUS = "test:a", "stream:bybit_status"
 

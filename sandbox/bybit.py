@@ -1217,7 +1217,9 @@ def decode_error(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: serves until SIGINT or SIGTERM."""
-    parser = argparse.ArgumentParser(prog="python -m local.bybit", description="A stand-in for Bybit's public server.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sandbox.bybit", description="A stand-in for Bybit's public server."
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8765, help="0 = a free one (default: %(default)s)")
     parser.add_argument("--symbols", help="comma list for linear and spot, e.g. BTCUSDT,ETHUSDT")

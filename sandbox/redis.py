@@ -1,7 +1,7 @@
 """The Redis end on your own machine: starts a real Redis where none answers.
 
 It never replaces a Redis that answers, never starts one for another host than 127.0.0.1, keeps everything in
-memory, and its Redis ends with the process that started it. `python -m local.redis COMMAND [ARGS…]` runs COMMAND
+memory, and its Redis ends with the process that started it. `python -m sandbox.redis COMMAND [ARGS…]` runs COMMAND
 with such a Redis beside it; without COMMAND it runs Redis alone until a signal.
 """
 
@@ -32,7 +32,7 @@ POLL = 0.01  # seconds between two looks at a starting server
 TICK = 0.1  # seconds between two looks at pending signals
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
-log = logging.getLogger("local.redis")
+log = logging.getLogger("sandbox.redis")
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 

@@ -1,7 +1,7 @@
-"""The collector at work on your own machine, without network or Redis: `python -m local.demo`.
+"""The collector at work on your own machine, without network or Redis: `python -m sandbox.demo`.
 
-The program itself (main.py) runs between a stand-in for Bybit (local/bybit.py) and a Redis of its own
-(local/redis.py), each in a process of its own so that the delays are honest; here is only a subscriber that shows
+The program itself (main.py) runs between a stand-in for Bybit (sandbox/bybit.py) and a Redis of its own
+(sandbox/redis.py), each in a process of its own so that the delays are honest; here is only a subscriber that shows
 what arrives. On a terminal it is a live view, elsewhere one line a second.
 """
 
@@ -26,7 +26,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from local.redis import HOST, LocalRedis, end_with_parent
+from sandbox.redis import HOST, LocalRedis, end_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "stream:bybit_"
@@ -198,7 +198,7 @@ def watch(title: str, tallies: dict[str, Tally], lines: list[str], goes_on: Call
 
 def main() -> int:
     """Runs on the main thread; returns the exit code: 1 when a channel stood still or a part did not work."""
-    parser = argparse.ArgumentParser(prog="python -m local.demo", description="The collector at work, all on here.")
+    parser = argparse.ArgumentParser(prog="python -m sandbox.demo", description="The collector at work, all on here.")
     parser.add_argument("--seconds", type=float, default=math.inf, help="then end with a summary (default: never)")
     parser.add_argument("--symbols", default="BTCUSDT,ETHUSDT", help="default: %(default)s")
     parser.add_argument("--rate", default="200", help="messages a second (default: %(default)s)")
@@ -213,7 +213,7 @@ def main() -> int:
         with ExitStack() as stack:
             server = stack.enter_context(LocalRedis())
             flags = ("--port", "0", "--symbols", options.symbols, "--rate", options.rate)
-            bybit = stack.enter_context(child(told, "-m", "local.bybit", *flags))
+            bybit = stack.enter_context(child(told, "-m", "sandbox.bybit", *flags))
             settings = {"BYBIT_WS_URL": url_of(bybit, told), "SYMBOLS": options.symbols}
             settings |= {"REDIS_HOST": HOST, "REDIS_PORT": str(server.port), "PYTHON_DOTENV_DISABLED": "1"}
             stack.enter_context(subscriber(server, tallies))

@@ -17,7 +17,7 @@ import trustme
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 from websockets.sync.client import connect
 
-from local.bybit import DEFAULT_SYMBOLS, Bybit, Script
+from sandbox.bybit import DEFAULT_SYMBOLS, Bybit, Script
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAMES = ROOT.parent / "shared" / "frames" / "linear-2026-08.tsv"
@@ -751,7 +751,7 @@ def test_five_thousand_messages_a_second(serve, client):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_starts_serves_and_stops(client, number):
-    command = [sys.executable, "-m", "local.bybit", "--port", "0", "--symbols", "PEPEUSDT", "--rate", "500"]
+    command = [sys.executable, "-m", "sandbox.bybit", "--port", "0", "--symbols", "PEPEUSDT", "--rate", "500"]
     with subprocess.Popen(
         [*command, "--refuse", "tickers.PEPEUSDT"],
         cwd=ROOT,
@@ -780,7 +780,7 @@ def test_the_command_says_what_is_wrong_with_its_options(serve):
         (["--tls-cert", "x"], "go together"),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "local.bybit", *options], cwd=ROOT, capture_output=True, text=True, timeout=10
+            [sys.executable, "-m", "sandbox.bybit", *options], cwd=ROOT, capture_output=True, text=True, timeout=10
         )
         assert done.returncode == 2
         assert message in done.stderr

@@ -9,7 +9,7 @@ import pytest
 import redis
 from conftest import Subscriber, eventually
 
-from local.redis import LocalRedis, free_port
+from sandbox.redis import LocalRedis, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="macOS cannot tie a child to its parent")
@@ -46,12 +46,12 @@ def answers(port):
 
 @pytest.fixture
 def cli():
-    """Starts `python -m local.redis …` with the given settings; ends what is left of it afterwards."""
+    """Starts `python -m sandbox.redis …` with the given settings; ends what is left of it afterwards."""
     started = []
 
     def start(*command, **settings):
         process = subprocess.Popen(
-            [sys.executable, "-m", "local.redis", *command],
+            [sys.executable, "-m", "sandbox.redis", *command],
             cwd=ROOT,
             env={**os.environ, **{name: str(value) for name, value in settings.items()}},
             stdin=subprocess.PIPE,
@@ -166,7 +166,7 @@ def test_without_a_binary_the_error_says_what_to_install(monkeypatch):
 @linux_only
 def test_a_server_ends_with_a_killed_parent():
     code = (
-        "import sys; from local.redis import LocalRedis; server = LocalRedis(); server.start();"
+        "import sys; from sandbox.redis import LocalRedis; server = LocalRedis(); server.start();"
         "print(server.pid, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -1,0 +1,36 @@
+"""How the stand-in treats a connection: answers, delays, faults."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+End = Literal["drop", "reset", "close", "freeze", "freeze inside frame", "silence"]
+
+
+@dataclass(frozen=True)
+class Script:
+    """How the server treats one connection; the default is Bybit without any fault.
+
+    A data frame is a text frame with a topic, wherever it comes from (market, replay, publish, inject, send).
+    """
+
+    handshake: int | Literal["ok", "never", "never tls", "nonsense"] = "ok"
+    """An HTTP status to reject with; "never" answers no upgrade, "never tls" no TLS hello, "nonsense" is not HTTP."""
+    ack_delay: float | None = 0.01
+    """Seconds until (un)subscribing is answered, then the data starts; 0 in the same write; None never, and no data."""
+    data_before_ack: int = 0
+    """Data frames that go before the acknowledgement; with `ack_delay=None` data flows and is never acknowledged."""
+    end: End | None = None
+    """What happens after `end_after` data frames; see the methods of `Connection` with these names."""
+    end_after: int = 0
+    """0 = right after the handshake."""
+    close_code: int = 1000
+    """The code of the close frame of `end="close"`."""
+    inject: tuple[tuple[int, str | bytes], ...] = ()
+    """(n, payload) sends a text (str) or binary (bytes) frame after the n-th data frame."""
+    refuse: tuple[str, ...] = ()
+    """Topics rejected although known; on option they come back in failTopics and the rest is subscribed."""
+    unnamed: bool = False
+    """Rejections do not name the topic."""
+    overflow: Literal["refuse", "close"] = "refuse"
+    """What args beyond 21,000 characters cause (Bybit's way is unknown): the request is rejected, or the connection
+    dropped."""

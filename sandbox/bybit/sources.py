@@ -1,0 +1,184 @@
+"""Where the data of subscribed topics comes from: a generated market, or a recording. On the server's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from sandbox.bybit.connection import Connection
+from sandbox.bybit.dialect import contracts_of, has_topic
+from sandbox.bybit.feeds import BookFeed, Feed, TickerFeed, TradeFeed, new_feed
+from sandbox.bybit.loop import LoopThread
+from sandbox.bybit.market import Market, instrument
+from sandbox.bybit.wire import read_frames, text_frame
+
+TICK = 0.005  # seconds between two bursts of the generated market
+BURST = 20  # ticks that a late burst may make up for
+REPLAY_PIECE = 64  # frames of a replay at full speed between two chances to write
+
+
+class Source(Protocol):
+    """Where the data of subscribed topics comes from."""
+
+    def knows(self, category: str, topic: str) -> bool:
+        """Whether a subscription to the topic is accepted."""
+
+    def begin(self, connection: Connection, topics: list[str]) -> object:
+        """Lets data flow; returns what feeds the topics from now on."""
+
+    def resume(self, connection: Connection, topics: list[str]) -> None:
+        """Goes on after a pause in which data was lost."""
+
+    def leave(self, connection: Connection, topics: Iterable[str]) -> None:
+        """Ends the data of the topics."""
+
+
+class GeneratedMarket:
+    """Feeds move at random, weighted, and each frame goes to all subscribers of its topic.
+
+    Args:
+        symbols: known symbols by category. May be replaced while running, as `rate`.
+        rate: frames a second over all subscribed topics; 0 = nothing moves by itself.
+        repush: seconds after which an unchanged depth-1 book is sent again.
+    """
+
+    def __init__(self, symbols: Mapping[str, Sequence[str]], rate: float, repush: float, seed: int) -> None:
+        self.symbols, self.rate = symbols, rate
+        self._repush, self._seed = repush, seed
+        self._random = random.Random(seed)
+        self._markets: dict[tuple[str, str], Market] = {}
+        self._feeds: dict[tuple[str, str], Feed] = {}
+        self._subscribers: dict[Feed, list[Connection]] = {}  # only feeds that have some
+
+    def knows(self, category: str, topic: str) -> bool:
+        return has_topic(self.symbols, category, topic)
+
+    def begin(self, connection: Connection, topics: list[str]) -> object:
+        """Subscribes a connection; topics that have a snapshot begin with one."""
+        for topic in topics:
+            feed = self._feed(connection.category, topic)
+            if feed is None:
+                continue
+            if feed not in self._subscribers:
+                feed.refresh()
+            subscribers = self._subscribers.setdefault(feed, [])
+            if connection not in subscribers:
+                subscribers.append(connection)
+            if text := feed.snapshot():
+                connection.data(text, text_frame(text))
+        self._share_trades()
+        return self
+
+    def resume(self, connection: Connection, topics: list[str]) -> None:
+        self.begin(connection, topics)
+
+    def leave(self, connection: Connection, topics: Iterable[str]) -> None:
+        for topic in topics:
+            feed = self._feeds.get((connection.category, topic))
+            if feed and connection in self._subscribers.get(feed, ()):
+                self._subscribers[feed].remove(connection)
+                if not self._subscribers[feed]:
+                    del self._subscribers[feed]
+        self._share_trades()
+
+    def _share_trades(self) -> None:
+        """A ticker makes trades of its own only where nobody is subscribed to the symbol's trades."""
+        traded = {market for feed in self._subscribers if isinstance(feed, TradeFeed) for market in feed.markets}
+        for feed in self._subscribers:
+            if isinstance(feed, TickerFeed):
+                feed.trades = feed.market not in traded
+
+    def _feed(self, category: str, topic: str) -> Feed | None:
+        key = category, topic
+        if key not in self._feeds and self.knows(category, topic):
+            contracts = contracts_of(self.symbols[category], topic.rpartition(".")[2]) if category == "option" else ()
+            self._feeds[key] = new_feed(topic, lambda symbol: self._market(category, symbol), contracts)
+        return self._feeds.get(key)
+
+    def _market(self, category: str, symbol: str) -> Market:
+        key = category, symbol
+        if key not in self._markets:
+            self._markets[key] = Market(instrument(category, symbol), self._seed)
+        return self._markets[key]
+
+    def _send(self, feed: Feed, text: str) -> None:
+        frame = text_frame(text)
+        for connection in self._subscribers.get(feed, ()):
+            connection.data(text, frame)
+
+    async def move(self) -> None:
+        """`rate` frames a second over the topics that have subscribers."""
+        clock = asyncio.get_running_loop().time
+        owed, before = 0.0, clock()
+        while True:
+            await asyncio.sleep(TICK)
+            now = clock()
+            owed = min(owed + (now - before) * self.rate, 1 + self.rate * BURST * TICK)
+            before = now
+            feeds = list(self._subscribers)
+            if not feeds:
+                owed = 0.0
+                continue
+            count = int(owed)
+            owed -= count
+            for feed in self._random.choices(feeds, [feed.weight for feed in feeds], k=count):
+                self._send(feed, feed.advance())
+
+    async def repeat_books(self) -> None:
+        """Sends unchanged depth-1 books again, with the same u."""
+        while True:
+            await asyncio.sleep(self._repush / 10)
+            for feed in list(self._subscribers):
+                due = feed.market.clock() - feed.sent_at >= self._repush
+                if due and isinstance(feed, BookFeed) and feed.depth == 1:
+                    self._send(feed, feed.snapshot())
+
+
+class Replay:
+    """A recording, played to each acknowledged request from its beginning.
+
+    Args:
+        path: of a TSV file, see `wire.read_frames`.
+        speed: 1 = as recorded; 0 = as fast as the client reads.
+        market: knows further topics, on which nothing comes by itself.
+    """
+
+    def __init__(self, loop: LoopThread, path: str | Path, speed: float, market: GeneratedMarket) -> None:
+        self._loop, self._speed, self._market = loop, speed, market
+        self._frames = read_frames(path)
+        self._topics = {topic for _, topic, _ in self._frames}
+
+    def knows(self, category: str, topic: str) -> bool:
+        return topic in self._topics or self._market.knows(category, topic)
+
+    def begin(self, connection: Connection, topics: list[str]) -> object:
+        token = object()
+        self._loop.spawn(self._play(connection, token))
+        return token
+
+    def resume(self, connection: Connection, topics: list[str]) -> None:
+        """The replay has gone on meanwhile."""
+
+    def leave(self, connection: Connection, topics: Iterable[str]) -> None:
+        """A replay looks at the connection's feeds before each frame."""
+
+    async def _play(self, connection: Connection, token: object) -> None:
+        """Gives one connection the frames of the topics that hold the token."""
+        await asyncio.sleep(0)  # until the topics hold it
+        clock = asyncio.get_running_loop().time
+        began, first = clock(), self._frames[0][0]
+        for arrival, topic, text in self._frames:
+            if self._speed:
+                wait = began + (arrival - first) / self._speed - clock()
+                if wait > 0:
+                    await asyncio.sleep(wait)
+            if connection.feeds.get(topic) is token:
+                connection.data(text, text_frame(text))
+                if not self._speed and connection.count % REPLAY_PIECE == 0:
+                    await asyncio.sleep(0)  # lets it write, which shows whether the client keeps up
+                    await connection.writable.wait()
+            if connection.closed:
+                return

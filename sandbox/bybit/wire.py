@@ -1,0 +1,48 @@
+"""JSON and WebSocket frames as Bybit's server writes them, and recordings of them. Pure but for `read_frames`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from websockets.frames import Frame, Opcode
+
+TOPIC = re.compile(r'"topic":\s*"([^"]+)"')
+TOPIC_WITHIN = 200  # characters of a data frame within which its topic stands
+
+
+def compact(value: Any) -> str:
+    """JSON as Bybit's Go server writes it: no blanks, and `<`, `>`, `&` escaped."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def topic_of(text: str) -> str | None:
+    """The topic of a data frame; None when the text is not one."""
+    match = TOPIC.search(text, 0, TOPIC_WITHIN)
+    return match[1] if match else None
+
+
+def text_frame(text: str) -> bytes:
+    return Frame(Opcode.TEXT, text.encode()).serialize(mask=False)
+
+
+def binary_frame(data: bytes) -> bytes:
+    return Frame(Opcode.BINARY, data).serialize(mask=False)
+
+
+def read_frames(path: str | Path) -> list[tuple[float, str, str]]:
+    """The data frames of a TSV file as (Unix seconds of arrival, topic, text); control frames are left out.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file has no data frames.
+    """
+    frames = []
+    for line in Path(path).read_text(encoding="utf-8").split("\n"):
+        arrival, _, text = line.partition("\t")
+        if topic := topic_of(text):
+            frames.append((float(arrival), topic, text))
+    if not frames:
+        raise ValueError(f"{path}: no data frames; a line is Unix seconds, a tab, the frame")
+    return frames

@@ -8,7 +8,6 @@ leaves no process behind, also after Ctrl+C.
 import argparse
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import platform
 import signal
@@ -22,175 +21,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import trustme
-
-from bench import frames, sender, subscriber
-from bench.board import LAST, Board
-from bench.report import LATE, SATURATION, Result, Summary, chart, markdown
-from bench.runners import HERE, OUT, RUNNERS, Process, Runner, Skipped
+from bench import frames, sender
+from bench.chart import chart
+from bench.play import Bench, Failed
+from bench.report import SATURATION, Result, Summary, markdown
+from bench.runners import HERE, RUNNERS, Skipped
 from sandbox.redis import LocalRedis
 
 CHANNELS = len(frames.CHANNELS)
-READY_TIMEOUT = 30.0  # seconds for a runner to have subscribed everything
-SETTLE = 0.5  # seconds between a runner's subscriptions and the play
-WARM_UP = 1.0  # seconds at the beginning of a play that are not measured
-QUIET = 0.5  # seconds without an arrival after which nothing more is expected
-DRAIN = 3.0  # seconds after a play within which a message must arrive
 FAILURES = 3  # plays without a result after which a runner is left out
-ANSWER_TIMEOUT = 60.0  # seconds for a helper process to answer
-SECOND = 1_000_000_000  # nanoseconds
-
-
-class Failed(Exception):
-    """A play brought no result; the text says why."""
-
-
-class Helper:
-    """A process of the benchmark's own, and the pipe to it."""
-
-    def __init__(self, run: Any, *arguments: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, its = context.Pipe()
-        self.process = context.Process(target=run, args=(its, *arguments), daemon=True)
-        self.process.start()
-        its.close()
-
-    def ask(self, order: Any, timeout: float = ANSWER_TIMEOUT) -> Any:
-        self.pipe.send(order)
-        return self.answer(timeout)
-
-    def answer(self, timeout: float = ANSWER_TIMEOUT) -> Any:
-        if not self.pipe.poll(timeout):
-            raise Failed(f"{self.process.name} did not answer within {timeout:.0f} s")
-        return self.pipe.recv()
-
-
-class Bench:
-    """Everything around the runners, for one number of connections."""
-
-    def __init__(self, directory: Path, redis: LocalRedis, groups: int) -> None:
-        self.groups = groups
-        self.redis = redis
-        authority = trustme.CA()
-        self.authority = directory / "ca.pem"
-        authority.cert_pem.write_to_path(str(self.authority))
-        server = directory / "server.pem"
-        authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(server))
-        board = directory / "board"
-        self.board = Board(board)
-        _, self.cycle = frames.make(groups)
-        self.sender = Helper(sender.run, server, board, groups)
-        self.subscriber = Helper(subscriber.run, redis.port, board)
-        self.url = f"wss://localhost:{self.sender.answer()}"
-
-    def play(self, runner: Runner, turn: int, rate: int, seconds: float) -> Result:
-        """Start the runner, play to it, end it. Raises Skipped and Failed."""
-        while self.sender.pipe.poll():
-            self.sender.pipe.recv()  # a runner that was ready too late
-        self.sender.pipe.send(("await", runner.unsupported))
-        self.subscriber.ask("start")
-        process = Process(runner, self.groups, self.url, self.authority, self.redis.port)
-        try:
-            self.wait_until_ready(process)
-            time.sleep(SETTLE)
-            self.sender.pipe.send(("play", rate, WARM_UP + seconds))
-            time.sleep(WARM_UP)
-            begun, cpu = time.monotonic_ns(), process.cpu()
-            time.sleep(seconds)
-            ended, cpu = time.monotonic_ns(), process.cpu() - cpu
-            played = self.sender.answer(seconds + ANSWER_TIMEOUT)
-            quiet = self.drain() if rate != SATURATION else False
-            memory = process.memory()
-            if process.ended is not None:
-                raise Failed(f"ended by itself with exit code {process.ended}")
-        finally:
-            process.stop()
-            seen = self.subscriber.ask("finish")
-        return self.judge(runner, turn, rate, begun, ended, cpu, memory, played, seen, quiet)
-
-    def wait_until_ready(self, process: Process) -> None:
-        deadline = time.monotonic() + READY_TIMEOUT
-        while not self.sender.pipe.poll(0.05):
-            if process.ended is not None:
-                raise Failed(
-                    f"ended by itself with exit code {process.ended}; see {OUT.name}/{process.runner.name}.log"
-                )
-            if time.monotonic() > deadline:
-                raise Failed(f"did not subscribe everything within {READY_TIMEOUT:.0f} s")
-        self.sender.pipe.recv()
-
-    def drain(self) -> bool:
-        """Wait until nothing more arrives; False when something still did after DRAIN."""
-        deadline = time.monotonic() + DRAIN
-        while time.monotonic() < deadline:
-            time.sleep(0.05)
-            if time.monotonic_ns() - self.board.received[LAST] > QUIET * SECOND:
-                return True
-        return False
-
-    def judge(
-        self,
-        runner: Runner,
-        turn: int,
-        rate: int,
-        begun: int,
-        ended: int,
-        cpu: float,
-        memory: float,
-        played: dict[str, Any],
-        seen: dict[str, int],
-        quiet: bool,
-    ) -> Result:
-        unsupported = tuple(frames.TOPICS[channel] for channel in runner.unsupported)
-        topics = [frame.topic for frame in self.cycle if not (unsupported and frame.topic.startswith(unsupported))]
-        groups = {symbol: n for n, group in enumerate(frames.symbols(self.groups)) for symbol in group}
-        connections = [(topic.split(".")[0], groups[topic.rpartition(".")[2]]) for topic in topics]
-        total = played["sent"]
-        sent, received = self.board.sent.tolist()[: total + 1], self.board.received.tolist()[: total + 1]
-        newest: dict[tuple[str, int], int] = {}  # connection -> its last message that arrived
-        arrived = 0
-        for index in range(total, 0, -1):
-            if received[index]:
-                newest.setdefault(connections[(index - 1) % len(connections)], index)
-                arrived += begun <= received[index] < ended
-        delays = []
-        late = missing = count = 0
-        for index in range(1, total + 1):
-            if not begun <= sent[index] < ended:
-                continue
-            count += 1
-            if not received[index]:
-                overtaken = index < newest.get(connections[(index - 1) % len(connections)], 0)
-                if quiet or overtaken:
-                    missing += 1
-                elif rate != SATURATION:
-                    late += 1
-                continue
-            delay = received[index] - sent[index]
-            delays.append(delay)
-            late += rate != SATURATION and delay > LATE * SECOND
-        self.board.clear(total)
-        delays.sort()
-        paced = rate != SATURATION and len(delays) > 1
-        return Result(
-            runner=runner.name,
-            turn=turn,
-            rate=rate,
-            arrived=arrived / (ended - begun) * SECOND,
-            cpu=cpu / arrived * 1e6 if arrived else None,
-            p50=delays[len(delays) // 2] / 1e6 if paced else None,
-            p99=delays[len(delays) * 99 // 100] / 1e6 if paced else None,
-            worst=delays[-1] / 1e6 if paced else None,
-            late=late,
-            missing=missing,
-            count=count,
-            again=seen["again"],
-            publishes=seen["messages"],
-            unmarked=seen["unmarked"],
-            memory=memory,
-            lag=played["lag"] * 1e3,
-            lost_connections=played["lost"],
-        )
 
 
 def about(

@@ -24,6 +24,7 @@ from typing import Any
 
 from bench import frames
 from bench.board import SLOTS, Board
+from sandbox.bybit.wire import text_frame
 from sandbox.redis import end_with_parent
 
 FRAMES_PER_WRITE = 16  # at saturation, on average over the connections
@@ -200,10 +201,10 @@ class Sender:
             request: dict[str, Any] = json.loads(payload)
             reply = {"success": True, "ret_msg": "", "conn_id": "bench", "req_id": request.get("req_id", "")}
             if request["op"] == "ping":
-                client.send(frames.text_frame(json.dumps(reply | {"ret_msg": "pong", "op": "ping"}).encode()))
+                client.send(text_frame(json.dumps(reply | {"ret_msg": "pong", "op": "ping"})))
             elif request["op"] == "subscribe":
                 time.sleep(ACK_DELAY)
-                client.send(frames.text_frame(json.dumps(reply | {"op": "subscribe"}).encode()))
+                client.send(text_frame(json.dumps(reply | {"op": "subscribe"})))
                 for topic in request["args"]:
                     topic = ANY_DEPTH.sub(frames.TOPICS["orderbook"], topic)
                     self.topics[topic] = client

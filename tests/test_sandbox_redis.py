@@ -294,3 +294,16 @@ def test_a_bad_setting_is_the_collectors_sentence(cli):
     _, log = process.communicate(timeout=10)
     assert process.returncode == 2
     assert log.startswith("Cannot start: REDIS_PORT=many")
+
+
+def test_help_and_unknown_options_start_no_redis(cli):
+    port = free_port()
+    process = cli("--help", REDIS_PORT=port)
+    printed, log = process.communicate(timeout=10)
+    assert (process.returncode, log) == (0, "")
+    assert printed.startswith("usage: python -m sandbox.redis [-h] [COMMAND [ARGS...]]")
+    process = cli("--port", REDIS_PORT=port)
+    _, log = process.communicate(timeout=10)
+    assert process.returncode == 2
+    assert "--port" in log
+    assert not answers(port)

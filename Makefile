@@ -1,16 +1,24 @@
-# make run   set up and run the collector (a local Redis is started if none answers)
-# make demo  the same collector against a stand-in for Bybit on this machine: no network, no Redis; SECONDS=10 ends it
-# make test  set up, linters, types, all tests
-# make bench the benchmark beside what one would pick instead; some need Node or another Python and are left out without
-# make install, uninstall   as a systemd service on this machine; make lock, audit: its packages (deploy/install.mk)
-# make soak  an hour under load; SECONDS=600 for less
+# make run        the collector; sets it up first, and starts a Redis here if none answers
+# make demo       the collector with a stand-in for Bybit and a Redis; SECONDS=10 ends it
+# make test       linters, types, all tests
+# make bench      its speed beside the alternatives; some need Node or another Python
+# make soak       an hour under load; SECONDS=600 for less
+# make clean      remove .venv and caches
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 PY := .venv/bin/python
+# Who names a PYTHON gets a .venv of it, also where there is one of another Python.
+NAMED := $(filter command environment,$(firstword $(origin PYTHON)))
+IDENTITY := import sys; print(sys.base_prefix, *sys.version_info[:3])
+OTHER = $(shell test "$$($(PYTHON) -c '$(IDENTITY)' 2>&1)" = "$$($(PY) -c '$(IDENTITY)' 2>&1)" || echo other-python)
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: run demo test bench soak clean
+.PHONY: help run demo test bench soak clean other-python
+
+help:
+	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
+	@echo "With PYTHON=python3.12 these use a .venv of that Python."
 
 run: .venv/run.stamp
 	@$(PY) -m sandbox.redis $(PY) main.py
@@ -30,9 +38,10 @@ bench: .venv/bench.stamp
 soak: .venv/dev.stamp
 	@$(PY) tests/soak.py $(if $(SECONDS),--seconds $(SECONDS))
 
-.venv/python.stamp:
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: apt-get install python3 python3-venv, or brew install python"; exit 1; }
-	@$(PYTHON) -m venv .venv || { echo "Python cannot make a virtual environment: apt-get install python3-venv"; rm -rf .venv; exit 1; }
+.venv/python.stamp: $(if $(NAMED),$(OTHER))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+		"Python 3.11 or newer is needed$(if $(PYTHON),; $(PYTHON) is not): apt-get install python3 python3-venv, or brew install python"; exit 1; }
+	@$(PYTHON) -m venv --clear .venv || { echo "Python cannot make a virtual environment: apt-get install python3-venv"; rm -rf .venv; exit 1; }
 	@touch $@
 
 .venv/run.stamp: .venv/python.stamp requirements.txt constraints.txt sandbox/requirements.txt

@@ -1,7 +1,7 @@
-# make install    put the collector on this machine as a systemd service; once more after an update: upgrades it
-# make uninstall  take it away, settings excepted
-# make lock       write requirements.lock anew from requirements.txt and constraints.txt
-# make audit      look the packages of requirements.lock up among the known vulnerabilities
+# make install    the collector as a systemd service on this machine; upgrades an installed one
+# make uninstall  remove the service; the settings stay
+# make lock       write requirements.lock again, from requirements.txt and constraints.txt
+# make audit      check the packages of requirements.lock for known vulnerabilities
 #
 # DESTDIR=… is for packagers: the files are put there and nothing else is done, no user, no systemd, and no virtual
 # environment, which would hold the paths of a place where it will not stay.

@@ -239,9 +239,38 @@ def test_make_install_makes_what_the_units_start(installing):
 
 
 def test_make_install_can_be_had_from_the_makefile():
-    """And `make` alone still runs the collector."""
-    for target, words in (("install", "install.sh install"), ("uninstall", "install.sh uninstall"), ("", "main.py")):
-        assert words in run(tool("make"), "--dry-run", *filter(None, [target]), cwd=ROOT).stdout
+    for target, words in (("install", "install.sh install"), ("uninstall", "install.sh uninstall"), ("run", "main.py")):
+        assert words in run(tool("make"), "--dry-run", target, cwd=ROOT).stdout
+
+
+def test_make_alone_prints_the_targets():
+    printed = run(tool("make"), cwd=ROOT).stdout
+    assert printed == run(tool("make"), "help", cwd=ROOT).stdout
+    for target in ("run", "demo", "test", "bench", "soak", "install", "uninstall", "lock", "audit", "clean"):
+        assert re.search(rf"^make {target}  ", printed, re.MULTILINE)
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("python", ["old-python", "no-such-python"])
+def test_a_python_that_is_too_old_is_one_sentence_and_leaves_no_virtual_environment(tmp_path, python):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(DEPLOY / "install.mk", tmp_path / "deploy")
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / "constraints.txt").touch()
+    (tmp_path / "sandbox").mkdir()
+    (tmp_path / "sandbox" / "requirements.txt").touch()
+    old = tmp_path / "old-python"
+    old.write_text("#!/bin/sh\nexit 1\n")  # as a Python before 3.11 answers when asked for its version
+    old.chmod(0o755)
+    named = str(old) if python == "old-python" else python
+    made = subprocess.run(
+        [tool("make"), "demo", f"PYTHON={named}"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 2
+    assert made.stdout.startswith(f"Python 3.11 or newer is needed; {named} is not: apt-get install")
+    assert len(made.stdout.splitlines()) == 1
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_the_install_script_is_clean():

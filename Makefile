@@ -1,8 +1,8 @@
-# make run        the collector; sets it up first, and starts a Redis here if none answers
-# make demo       the collector with a stand-in for Bybit and a Redis; SECONDS=10 ends it
-# make test       linters, types, all tests
-# make bench      its speed beside the alternatives; some need Node or another Python
-# make soak       an hour under load; SECONDS=600 for less
+# make run        set up and run the collector; starts a Redis here if none answers
+# make demo       run it with a stand-in for Bybit and a Redis; SECONDS=10 ends it
+# make test       run linters, type checker and all tests
+# make bench      compare its speed with the alternatives; some need Node or another Python
+# make soak       run it under load for an hour; SECONDS=600 for less
 # make clean      remove .venv and caches
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \

@@ -1,8 +1,8 @@
 """The benchmark: the same frames over TLS to each runner in turn, through a real Redis, to a subscriber.
 
-`python -m bench` plays each rate to each runner several times, interleaved, so that what the machine does besides
-hits all alike. Each play starts the runner anew; its start and the first second are not measured. Ends by itself and
-leaves no process behind, also after Ctrl+C.
+`python -m bench` plays each rate to each runner several times, interleaved, so that other load on the machine affects
+all alike. Each play starts the runner again; its start and the first second are not measured. The benchmark ends by
+itself and leaves no process behind, also after Ctrl+C.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def about(
         "connections": options.connections,
         "frames_per_write_at_saturation": sender.FRAMES_PER_WRITE,
         "frames": frames.sizes(bench.cycle),
-        "runners": {name: RUNNERS[name].says for name in names if name not in skipped},
+        "runners": {name: RUNNERS[name].about for name in names if name not in skipped},
         "skipped": skipped,
         "lag": f"The sender itself kept its latest frame {lag:.1f} ms too long, as the median of the plays.",
         "command": " ".join((*command, f"--runners {','.join(names)}", f"--connections {options.connections}")),

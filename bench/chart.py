@@ -56,9 +56,9 @@ def panel(summary: Summary, runners: list[str], title: str, rate: int, names: Ba
             height = BAR * 2 if len(names) == 1 else BAR
             top = middle - BAR + m * (BAR + 1)
             if value is None:
-                words = "stalls" if rate == SATURATION else f"{summary.verdict(runner, rate)}, see the tables"
+                remark = "stalls" if rate == SATURATION else f"{summary.verdict(runner, rate)}, see the tables"
                 if m == 0:
-                    parts.append(text(LEFT + 6, middle + 4, words))
+                    parts.append(text(LEFT + 6, middle + 4, remark))
                 continue
             length = max(2, math.log10(value / low) * scale)
             paint = f"fill='{colour}'" + (" fill-opacity='0.55'" if m else "")
@@ -71,7 +71,7 @@ def panel(summary: Summary, runners: list[str], title: str, rate: int, names: Ba
 
 
 def text(
-    x: float, y: float, words: str, anchor: str = "start", colour: str = TEXT, weight: str = "400", size: int = 12
+    x: float, y: float, content: str, anchor: str = "start", colour: str = TEXT, weight: str = "400", size: int = 12
 ) -> str:
-    look = f"text-anchor='{anchor}' fill='{colour}' font-weight='{weight}' font-size='{size}'"
-    return f"<text x='{x:.1f}' y='{y:.1f}' {look}>{escape(words)}</text>"
+    style = f"text-anchor='{anchor}' fill='{colour}' font-weight='{weight}' font-size='{size}'"
+    return f"<text x='{x:.1f}' y='{y:.1f}' {style}>{escape(content)}</text>"

@@ -18,8 +18,8 @@ from sandbox.bybit.wire import text_frame
 MARK = b"75384"
 DIGITS = 7
 MARKER = re.compile(MARK + rb"(\d{%d})" % DIGITS)
-NOBODY = "0" * DIGITS  # the index of what is sent before a play: not counted
-MARKED = MARK.decode() + NOBODY
+UNCOUNTED = "0" * DIGITS  # the index of what is sent before a play
+MARKED = MARK.decode() + UNCOUNTED
 
 CYCLE = 16_384  # frames made; a play repeats them, each time with new indexes
 SEED = 20260809

@@ -1,8 +1,8 @@
 """The runner `limit`: the least a Python program can do between these two sockets; a floor, not a program to use.
 
 One thread waits for the TLS sockets, finds the frames' boundaries by index and writes ready-made PUBLISH commands,
-all that one read brought in one write. No reconnecting, no pings, no answer is looked at: Redis's replies are read
-and dropped, now and then, so that they wake nobody.
+one write for each read. No reconnecting, no pings, no check of any answer: Redis's replies are read now and then, and
+dropped, so that they never wake the loop.
 """
 
 import json

@@ -26,7 +26,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Skipped(Exception):
-    """A runner cannot be had here; the text says why."""
+    """A runner is not available here; the text has the reason."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Runner:
 
     Attributes:
         command: makes the command line for a number of groups; installs what is missing. Raises Skipped.
-        says: what it is, for the tables.
+        about: what it is, for the tables.
         unsupported: channels it cannot subscribe to; their frames are left out.
     """
 
     name: str
-    says: str
+    about: str
     command: Callable[[int], list[str]]
     unsupported: tuple[str, ...] = ()
     packages: str = ""  # the list of what it installs, in peers/
@@ -189,8 +189,8 @@ def install(folder: Path, packages: str, steps: Callable[[], list[list[str]]]) -
         except subprocess.TimeoutExpired:
             raise Skipped(f"{tool} took more than {INSTALL_TIMEOUT:.0f} s to install it") from None
         if made.returncode:
-            words = made.stderr.strip().splitlines() or ["it said nothing"]
-            raise Skipped(f"{tool} could not install it: {words[-1][:200]}")
+            lines = made.stderr.strip().splitlines() or ["it printed nothing"]
+            raise Skipped(f"{tool} could not install it: {lines[-1][:200]}")
     shutil.copy(listed, done)
 
 

@@ -1,7 +1,7 @@
 """Bybit's end: a process that serves the frames over TLS, at a given rate or as fast as they are read.
 
-It treats every runner alike. At a rate each frame is one TLS write of its own at its due time, as a server does that
-has one to send. At saturation FRAMES_PER_WRITE frames of a connection share a write on average (about 5 KB, one TLS
+It treats every runner alike. At a rate each frame is one TLS write at its due time, as from a server that has one frame
+to send. At saturation FRAMES_PER_WRITE frames of a connection share a write on average (about 5 KB, one TLS
 record), as Nagle-free servers and the proxies before them coalesce what waits; what a write holds depends on the
 mix, not on the reader. A connection that does not take its frames never holds up the others at a rate: its frames
 wait, and count as sent from the time they were due. At saturation the next frames wait for the slowest connection,
@@ -30,7 +30,7 @@ from sandbox.redis import end_with_parent
 FRAMES_PER_WRITE = 16  # at saturation, on average over the connections
 ACK_DELAY = 0.02  # seconds from a subscription to its acknowledgement
 HANDSHAKE_TIMEOUT = 5.0  # seconds
-TEND_EVERY = 20_000_000  # nanoseconds between two looks at what clients say
+TEND_EVERY = 20_000_000  # nanoseconds between two reads of the clients' requests
 SECOND = 1_000_000_000  # nanoseconds
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455
 ANY_DEPTH = re.compile(r"^orderbook\.\d+\.")  # who can subscribe only another depth gets the same frames
@@ -95,7 +95,7 @@ class Client:
                 return
 
     def messages(self) -> list[tuple[int, bytes]]:
-        """What the client said since the last call: opcode and payload of each frame."""
+        """What the client sent since the last call: opcode and payload of each frame."""
         try:
             while piece := self.sock.recv(65_536):
                 self.inbox += piece
@@ -126,7 +126,7 @@ class Client:
 
 
 class Sender:
-    """Serves one runner at a time; told what to do through `orders`."""
+    """Serves one runner at a time; commands come through `orders`."""
 
     def __init__(self, orders: Connection, certificate: Path, board: Path, groups: int) -> None:
         self.orders = orders
@@ -142,7 +142,7 @@ class Sender:
         self.topics: dict[str, Client] = {}
         self.wanted = self.every  # the topics that make a runner ready
         self.announced = False
-        self.tended = 0  # when the clients were last looked at, in nanoseconds
+        self.tended = 0  # when the clients' requests were last read, in nanoseconds
 
     def serve(self) -> None:
         """Carry out orders; raises EOFError or ConnectionError when the benchmark has ended."""
@@ -184,7 +184,7 @@ class Sender:
             raw.close()
 
     def tend(self) -> None:
-        """Answer what clients said."""
+        """Answer the clients' requests."""
         self.tended = time.monotonic_ns()
         for client in self.clients:
             if client.open:
@@ -219,7 +219,7 @@ class Sender:
             fault, in seconds.
         """
         before = [client for client in self.clients if client.open]
-        # A topic nobody subscribed has nobody to get it: its frames are left out, and no message is counted for them.
+        # Frames of a topic without a subscriber are left out, and no message is counted for them.
         route = [(frame, self.topics[frame.topic]) for frame in self.cycle if frame.topic in self.topics]
         begun = time.monotonic_ns()
         sent, lag = self.flood(route, seconds) if rate == 0 else self.pace(route, rate, seconds)
@@ -269,7 +269,7 @@ class Sender:
         return index, 0.0
 
     def between(self, until: int) -> None:
-        """Pass the time to `until` (of monotonic_ns), at most: write what waits, answer what clients said."""
+        """Pass the time to `until` (of monotonic_ns), at most: write what waits, answer requests."""
         now = time.monotonic_ns()
         if now - self.tended > TEND_EVERY:
             self.tend()

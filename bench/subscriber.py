@@ -1,8 +1,8 @@
 """The reader's end: a process that subscribes to the four channels and notes when each message arrives.
 
-While a play goes on it does nothing but receive and take the time; messages are looked into afterwards, so that this
-end takes as little of the machine as can be. Whoever dumps a message again may do so in any way as long as the
-marker survives; several in one message all count as arrived.
+During a play it only receives and takes the time; messages are parsed afterwards, so that this end takes as little of
+the machine as possible. A runner may serialize a message in any way as long as the marker survives; several markers
+in one message all count as arrived.
 """
 
 import signal
@@ -18,7 +18,7 @@ from sandbox.redis import end_with_parent
 
 CHANNELS = tuple(f"stream:bybit_{name}" for name in frames.CHANNELS)
 PIECE = 1 << 18  # bytes
-HELD = 512 << 20  # bytes kept before they are looked into while the play goes on
+MAX_KEPT = 512 << 20  # bytes kept before they are parsed during a play
 PUSH = b"*3\r\n$7\r\nmessage\r\n$"
 
 
@@ -47,8 +47,8 @@ class Subscriber:
             keep((now, piece))
             received[LAST] = now
             held += len(piece)
-            if held > HELD:
-                self.look()
+            if held > MAX_KEPT:
+                self.parse()
                 held = 0
 
     def take(self) -> bytes:
@@ -58,14 +58,14 @@ class Subscriber:
             return b""
 
     def finish(self) -> dict[str, int]:
-        """End the subscription and look into what came."""
+        """End the subscription and parse what came."""
         self.sock.shutdown(socket.SHUT_RDWR)
         self.thread.join()
         self.sock.close()
-        self.look()
+        self.parse()
         return {"messages": self.messages, "again": self.again, "unmarked": self.unmarked}
 
-    def look(self) -> None:
+    def parse(self) -> None:
         """Note the arrival of the messages in `pieces`, which is emptied."""
         received, markers = self.board.received, frames.MARKER.findall
         for now, piece in self.pieces:

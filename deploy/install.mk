@@ -1,4 +1,4 @@
-# make install    the collector as a systemd service on this machine; upgrades an installed one
+# make install    install the collector as a systemd service, or upgrade it
 # make uninstall  remove the service; the settings stay
 # make lock       write requirements.lock again, from requirements.txt and constraints.txt
 # make audit      check the packages of requirements.lock for known vulnerabilities

@@ -61,7 +61,7 @@ def server_binary() -> str:
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on, from below the range that systems take for outgoing connections:
+    """An unused port on 127.0.0.1, from below the range that systems take for outgoing connections:
     in that range a client that keeps trying a dead server can get connected to itself and keep the server out.
     """
     while True:
@@ -185,7 +185,7 @@ class LocalRedis:
 
 
 def needed_redis() -> LocalRedis | None:
-    """The Redis that the collector's settings ask for and nobody runs, not started yet; else None.
+    """The Redis of the collector's settings, not started yet, if none runs there; else None.
 
     An invalid setting ends the program with the collector's own sentence and exit code 2.
     """

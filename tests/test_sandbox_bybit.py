@@ -51,8 +51,8 @@ def client():
         yield open_client
 
 
-def ask(websocket, *topics, op="subscribe", **members):
-    websocket.send(json.dumps({"op": op, "args": list(topics), **members}))
+def ask(websocket, *topics, op="subscribe", **fields):
+    websocket.send(json.dumps({"op": op, "args": list(topics), **fields}))
 
 
 def receive(websocket, count=1, timeout=2):

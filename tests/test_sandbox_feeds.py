@@ -2,9 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
+import sandbox.bybit
 from sandbox.bybit import DEFAULT_SYMBOLS
 from sandbox.bybit.feeds import new_feed
 from sandbox.bybit.market import Market, instrument
@@ -187,3 +189,10 @@ def test_numbers_are_written_as_each_category_does():
     assert [instrument(category, "BTCUSDT").price(651_000) for category in ("linear", "spot")] == ["65100.00", "65100"]
     assert [instrument(category, "BTCUSDT").size(1500) for category in ("linear", "spot")] == ["1.500", "0.0015"]
     assert all(re.fullmatch(r"\d+(\.\d+)?", instrument("linear", f"X{n}USDT").price(12_345)) for n in range(50))
+
+
+@pytest.mark.parametrize("room", ["dialect", "feeds", "handshake", "market", "script", "state", "tickers", "wire"])
+def test_pure_rooms_import_no_clock_socket_or_thread(room):
+    source = (Path(sandbox.bybit.__file__).parent / f"{room}.py").read_text()
+    assert not re.search(r"^(import|from) (asyncio|logging|socket|ssl|threading|time)\b", source, re.MULTILINE)
+    assert not re.search(r"^from sandbox\.bybit\.(connection|loop|server|sources|writer)\b", source, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Bybit's answers: a request in, a reply out, as each category words it.
+"""Bybit's answers: a request in, a reply out, in each category's form.
 
 Pure: no socket, no clock, no thread. Protocol: https://bybit-exchange.github.io/docs/v5/ws/connect
 """

@@ -43,7 +43,7 @@ class Feed:
         raise NotImplementedError
 
     def refresh(self) -> None:
-        """Catches up with the market; called when nobody is subscribed."""
+        """Catches up with the market; called while there is no subscriber."""
 
     def envelope(self, kind: str, seq: int) -> tuple[str, int]:
         """The frame up to its data field, in the category's order, and its time (Unix ms)."""

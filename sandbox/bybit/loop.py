@@ -14,7 +14,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RUN_TIMEOUT = 5.0  # seconds for the loop to carry out one action
-WAIT_POLL = 0.05  # seconds between two checks of a condition that nobody reports
+WAIT_POLL = 0.05  # seconds between two checks of a condition whose change is not notified
 
 
 class LoopThread:

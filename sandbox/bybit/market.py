@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import re
-import time
 import zlib
 from bisect import insort
 from collections.abc import Callable
@@ -214,7 +213,7 @@ class Market:
         seq: Bybit's cross sequence, which rises over all messages of a symbol.
     """
 
-    def __init__(self, instrument: Instrument, seed: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, instrument: Instrument, seed: int, clock: Callable[[], float]) -> None:
         self.instrument, self.clock = instrument, clock
         self.random = draw = random.Random(f"{seed}/{instrument.category}/{instrument.symbol}")
         self.start = round(instrument.start / instrument.tick)

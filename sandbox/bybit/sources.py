@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,7 @@ from sandbox.bybit.dialect import contracts_of, has_topic
 from sandbox.bybit.feeds import BookFeed, Feed, TickerFeed, TradeFeed, new_feed
 from sandbox.bybit.loop import LoopThread
 from sandbox.bybit.market import Market, instrument
-from sandbox.bybit.wire import read_frames, text_frame
+from sandbox.bybit.wire import text_frame, topic_of
 
 TICK = 0.005  # seconds between two bursts of the generated market
 BURST = 20  # ticks that a late burst may make up for
@@ -85,7 +86,7 @@ class GeneratedMarket:
         self._share_trades()
 
     def _share_trades(self) -> None:
-        """A ticker makes trades of its own only where nobody is subscribed to the symbol's trades."""
+        """A ticker makes trades of its own only where the symbol's trades have no subscriber."""
         traded = {market for feed in self._subscribers if isinstance(feed, TradeFeed) for market in feed.markets}
         for feed in self._subscribers:
             if isinstance(feed, TickerFeed):
@@ -101,7 +102,7 @@ class GeneratedMarket:
     def _market(self, category: str, symbol: str) -> Market:
         key = category, symbol
         if key not in self._markets:
-            self._markets[key] = Market(instrument(category, symbol), self._seed)
+            self._markets[key] = Market(instrument(category, symbol), self._seed, time.time)
         return self._markets[key]
 
     def _send(self, feed: Feed, text: str) -> None:
@@ -141,7 +142,7 @@ class Replay:
     """A recording, played to each acknowledged request from its beginning.
 
     Args:
-        path: of a TSV file, see `wire.read_frames`.
+        path: of a TSV file, see `read_frames`.
         speed: 1 = as recorded; 0 = as fast as the client reads.
         market: knows further topics, on which nothing comes by itself.
     """
@@ -163,7 +164,7 @@ class Replay:
         """The replay has gone on meanwhile."""
 
     def leave(self, connection: Connection, topics: Iterable[str]) -> None:
-        """A replay looks at the connection's feeds before each frame."""
+        """The replay checks the connection's feeds before each frame."""
 
     async def _play(self, connection: Connection, token: object) -> None:
         """Gives one connection the frames of the topics that hold the token."""
@@ -182,3 +183,20 @@ class Replay:
                     await connection.writable.wait()
             if connection.closed:
                 return
+
+
+def read_frames(path: str | Path) -> list[tuple[float, str, str]]:
+    """The data frames of a TSV file as (Unix seconds of arrival, topic, text); control frames are left out.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file has no data frames.
+    """
+    frames = []
+    for line in Path(path).read_text(encoding="utf-8").split("\n"):
+        arrival, _, text = line.partition("\t")
+        if topic := topic_of(text):
+            frames.append((float(arrival), topic, text))
+    if not frames:
+        raise ValueError(f"{path}: no data frames; a line is Unix seconds, a tab, the frame")
+    return frames

@@ -1,8 +1,7 @@
-"""JSON and WebSocket frames as Bybit's server writes them, and recordings of them. Pure but for `read_frames`."""
+"""JSON and WebSocket frames as Bybit's server writes them, and how to find a frame's topic. Pure."""
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from websockets.frames import Frame, Opcode
@@ -29,20 +28,3 @@ def text_frame(text: str) -> bytes:
 
 def binary_frame(data: bytes) -> bytes:
     return Frame(Opcode.BINARY, data).serialize(mask=False)
-
-
-def read_frames(path: str | Path) -> list[tuple[float, str, str]]:
-    """The data frames of a TSV file as (Unix seconds of arrival, topic, text); control frames are left out.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: the file has no data frames.
-    """
-    frames = []
-    for line in Path(path).read_text(encoding="utf-8").split("\n"):
-        arrival, _, text = line.partition("\t")
-        if topic := topic_of(text):
-            frames.append((float(arrival), topic, text))
-    if not frames:
-        raise ValueError(f"{path}: no data frames; a line is Unix seconds, a tab, the frame")
-    return frames

@@ -35,7 +35,7 @@ FAILURES = 3  # plays without a result after which a runner is left out
 def about(
     options: argparse.Namespace, bench: Bench, names: list[str], skipped: dict[str, str], results: list[Result]
 ) -> Any:
-    """What a reader must know beside the numbers; goes into the result files as it is."""
+    """What a reader must know besides the numbers, as it is written to the result files."""
     processor = next(
         (
             line.split(":", 1)[1].strip()
@@ -74,7 +74,7 @@ def about(
         "frames": frames.sizes(bench.cycle),
         "runners": {name: RUNNERS[name].about for name in names if name not in skipped},
         "skipped": skipped,
-        "lag": f"The sender itself kept its latest frame {lag:.1f} ms too long, as the median of the plays.",
+        "lag": f"The sender's own longest delay of a frame: {lag:.1f} ms (median of the plays).",
         "command": " ".join((*command, f"--runners {','.join(names)}", f"--connections {options.connections}")),
     }
 

@@ -199,23 +199,23 @@ def share(part: int, whole: int) -> str:
 
 
 def markdown(summary: Summary, about: dict[str, Any], chart: str) -> str:
-    """The whole report; `about` is described where it is made, `chart` is the name of the picture's file."""
+    """The whole report; `about` is what `bench.__main__.about` returns, `chart` the file name of the picture."""
     parts = [
         "# Benchmark",
-        f"The same frames, {about['connections']} TLS connections, a real Redis, a subscriber: the delay and the CPU "
-        f"time of what is between. {about['date']}, {about['machine']}. Medians of {about['rounds']} interleaved "
-        f"rounds of {about['seconds']:g} s; ratios are taken within a round. What else such a machine does moves "
+        f"The same frames, {about['connections']} TLS connections, a real Redis, a subscriber: delay and CPU time "
+        f"of the runner in between. {about['date']}, {about['machine']}. Medians of {about['rounds']} interleaved "
+        f"rounds of {about['seconds']:g} s; ratios are taken within a round. Other load on the machine changes "
         "the absolute values, so trust the ratios.",
         f"![CPU time a message and delay of each runner]({chart})",
-        "\n".join(f"- **{name}**: {says}" for name, says in about["runners"].items()),
+        "\n".join(f"- **{name}**: {what}" for name, what in about["runners"].items()),
     ]
     if about["skipped"]:
-        parts.append("\n".join(f"- **{name}** is left out: {why}" for name, why in about["skipped"].items()))
+        parts.append("\n".join(f"- **{name}** is left out: {reason}" for name, reason in about["skipped"].items()))
     parts += [table.markdown() for table in summary.tables()]
     parts += [
         "CPU is user and system time of the runner's processes for each message that arrived. Late: more than "
-        f"{LATE:g} s on the way. Behind, loses: more than {BEHIND:.0%} of the messages late, or never there. Stalls: "
-        "flooded, it reads on and hands on nearly nothing. At a rate each frame has a TLS record of its own; at "
+        f"{LATE:g} s on the way. Behind, loses: more than {BEHIND:.0%} of the messages late, or lost. Stalls: at "
+        "saturation it keeps reading and publishes nearly nothing. At a rate each frame has its own TLS record; at "
         f"saturation {about['frames_per_write_at_saturation']} share one on average, and the sender, Redis and the "
         "subscriber share the machine with the runner: the fastest wait for them. Peak MB sums the processes' peaks. "
         f"{about['lag']}",

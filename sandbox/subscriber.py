@@ -82,7 +82,8 @@ class Subscriber:
 
     def __init__(self, symbol: str) -> None:
         self.tallies = {name: Tally(symbol) for name in CHANNELS}
-        self.events: Counter[str] = Counter()  # of the status channel, by name
+        # Of the status channel, by name; the receiving thread adds, so readers take a copy first.
+        self.events: Counter[str] = Counter()
 
     @contextmanager
     def subscribed(self, server: LocalRedis) -> Iterator[None]:
@@ -121,7 +122,7 @@ class Subscriber:
 
     def summary(self, elapsed: float) -> str:
         total = sum(tally.total for tally in self.tallies.values())
-        events = ", ".join(f"{count} {name}" for name, count in self.events.items()) or "none"
+        events = ", ".join(f"{count} {name}" for name, count in self.events.copy().items()) or "none"
         return (
             f"{total:,} messages in {elapsed:.1f} s. Events on {STATUS}: {events}. Delays run from Bybit's ts to the "
             "subscriber; ts is in whole milliseconds, so they read up to 1 ms too long. `make run` starts the "

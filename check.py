@@ -12,8 +12,9 @@ from typing import Any
 import redis
 
 from callbacks import CHANNELS, publisher
-from conf.streams import Job
-from relay.connection import close_all, raw, stats
+from conf.streams import StreamSpec
+from relay.connection import close_all, stats
+from relay.dispatch import raw
 from relay.publisher import Publisher
 
 # Seconds for every stream to have its first message.
@@ -22,16 +23,16 @@ FIRST_MESSAGE_TIMEOUT = 20.0
 Row = tuple[str, str, str]
 
 
-def report(asked: str, jobs: Mapping[str, Job], quiet: Sequence[Any], known: Sequence[Any], stop: Event) -> int:
+def report(asked: str, jobs: Mapping[str, StreamSpec], stop: Event) -> int:
     """Does what was asked for, "check" or "status", and returns the exit code.
 
-    quiet: funcs whose streams push nothing until something happens: that Bybit takes the subscription is enough.
-    known: funcs that can be tried; others are the user's own. stop: set in the end.
+    A func of the user's own is not tried. stop: set in the end.
     """
     if asked == "status":
         return status(publisher)
-    trials = [_Trial(job, any(job.func is func for func in quiet)) for job in jobs.values() if job.func in known]
-    own = [(job.name, "?", "a func of your own is not tried") for job in jobs.values() if job.func not in known]
+    # A kind without a snapshot may be quiet for long: that Bybit accepts its subscription is enough.
+    trials = [_Trial(job, not job.kind.starts_with_snapshot) for job in jobs.values() if job.kind]
+    own = [(job.name, "?", "a func of your own is not tried") for job in jobs.values() if not job.kind]
     rows = [*_redis(publisher, CHANNELS), *_streams(trials, stop), *own]
     _print(rows)
     return int(any(result == "FAILED" for _, result, _ in rows))
@@ -152,7 +153,7 @@ def _streams(trials: "Sequence[_Trial]", stop: Event) -> Iterable[Row]:
 class _Trial:
     """A stream opened once, on a thread of its name, to see whether its first message comes. quiet: it need not."""
 
-    def __init__(self, job: Job, quiet: bool) -> None:
+    def __init__(self, job: StreamSpec, quiet: bool) -> None:
         self._job, self._quiet = job, quiet
         self._why = ""  # it ended
         self._began = monotonic()

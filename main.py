@@ -28,10 +28,12 @@ from callbacks.ticker import handle_ticker
 from callbacks.trades import handle_trades
 from check import report
 from conf import settings
-from conf.settings import CHANNEL_TYPE, LIQUIDATIONS, ORDERBOOK_DEPTH, STALL_TIMEOUT, SYMBOLS
-from conf.streams import Job, jobs
+from conf.settings import CHANNEL_TYPE, ORDERBOOK_DEPTH, STALL_TIMEOUT, SYMBOLS
+from conf.streams import StreamSpec, plan_streams
 from operations import Watch, asked_for, catch, configure_log, notify
-from relay.connection import MAX_TOPIC_CHARACTERS, PATIENCE, Callback, Connection, ConnectionLost, close_all, stats
+from relay.connection import MAX_TOPIC_CHARACTERS, PATIENCE, Connection, ConnectionLost, close_all, stats
+from relay.dispatch import Callback
+from relay.kinds import LIQUIDATIONS, ORDERBOOK, TICKER, TRADES, carries
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +49,7 @@ connect = partial(Connection, CHANNEL_TYPE, url=URL, testnet=TESTNET, stop=stop)
 connect = partial(connect, flush=publisher.flush, announce=publisher.announce)
 
 
-def traded(symbol: str) -> str:
-    """What publicTrade calls it: on option the coin, BTC for BTC-25JUN27-106000-P-USDT."""
-    return symbol.split("-")[0] if CHANNEL_TYPE == "option" else symbol
-
-
+@carries(ORDERBOOK)
 def subscribe_orderbook(symbol: Symbols, callback: Callback, stall_timeout: float = STALL_TIMEOUT) -> None:
     """One life of a connection that carries order books. Like the others it blocks, and raises ConnectionLost."""
     with connect(stall_timeout=stall_timeout) as bybit:
@@ -59,14 +57,16 @@ def subscribe_orderbook(symbol: Symbols, callback: Callback, stall_timeout: floa
         bybit.run()
 
 
+@carries(TRADES)
 def subscribe_trades(symbol: Symbols, callback: Callback, stall_timeout: float = 0) -> None:
     """Public trades. Option has them by coin: those of one contract are those of all contracts on its coin."""
-    symbol = [traded(one) for one in ([symbol] if isinstance(symbol, str) else symbol)]
+    symbol = [TRADES.subject(one, CHANNEL_TYPE) for one in ([symbol] if isinstance(symbol, str) else symbol)]
     with connect(stall_timeout=stall_timeout) as bybit:
         bybit.trade_stream(symbol=symbol, callback=callback)
         bybit.run()
 
 
+@carries(TICKER)
 def subscribe_ticker(symbol: Symbols, callback: Callback, stall_timeout: float = STALL_TIMEOUT) -> None:
     """Tickers."""
     with connect(stall_timeout=stall_timeout) as bybit:
@@ -74,6 +74,7 @@ def subscribe_ticker(symbol: Symbols, callback: Callback, stall_timeout: float =
         bybit.run()
 
 
+@carries(LIQUIDATIONS)
 def subscribe_liquidations(symbol: Symbols, callback: Callback, stall_timeout: float = 0) -> None:
     """All liquidations. Spot and option have none."""
     with connect(stall_timeout=stall_timeout) as bybit:
@@ -86,17 +87,9 @@ STREAMS: list[dict[str, Any]] = [
     {"name": "Trades", "func": subscribe_trades, "args": (SYMBOLS, handle_trades)},
     {"name": "Ticker", "func": subscribe_ticker, "args": (SYMBOLS, handle_ticker)},
 ]
-if CHANNEL_TYPE in LIQUIDATIONS:
+if CHANNEL_TYPE in LIQUIDATIONS.categories:
     STREAMS.append({"name": "Liquidations", "func": subscribe_liquidations, "args": (SYMBOLS, handle_liquidations)})
 # STREAMS.append({"name": "Trades_ETHUSDT", "func": subscribe_trades, "args": ("ETHUSDT", handle_trades)})
-
-# The topic that each subscribe_* asks for; None where Bybit has none.
-TOPICS: dict[Callable[..., None], Callable[[str], str] | None] = {
-    subscribe_orderbook: lambda symbol: f"orderbook.{ORDERBOOK_DEPTH}.{symbol}",
-    subscribe_trades: lambda symbol: f"publicTrade.{traded(symbol)}",
-    subscribe_ticker: lambda symbol: f"tickers.{symbol}",
-    subscribe_liquidations: (lambda symbol: f"allLiquidation.{symbol}") if CHANNEL_TYPE in LIQUIDATIONS else None,
-}
 
 
 def run_stream(name: str, func: Callable[..., object], args: tuple[Any, ...], options: dict[str, float]) -> None:
@@ -124,7 +117,7 @@ class Collector:
     """The main thread's business: the threads of the streams, their reports, and the end."""
 
     def __init__(self) -> None:
-        self.jobs: dict[str, Job] = {}  # by the name of the stream, as are its threads
+        self.jobs: dict[str, StreamSpec] = {}  # by the name of the stream, as are its threads
         self.threads: dict[str, threading.Thread] = {}
         self.taken = 0  # entries of STREAMS
 
@@ -132,7 +125,7 @@ class Collector:
         """Takes what was appended to STREAMS. Raises ValueError if an entry is wrong."""
         while self.taken < len(STREAMS):
             self.taken += 1
-            for job in list(jobs(STREAMS[self.taken - 1], TOPICS, MAX_TOPIC_CHARACTERS)):
+            for job in list(plan_streams(STREAMS[self.taken - 1], CHANNEL_TYPE, ORDERBOOK_DEPTH, MAX_TOPIC_CHARACTERS)):
                 if job.name in self.jobs:
                     raise ValueError(f"STREAMS: the name {job.name} is used twice")
                 self.jobs[job.name] = job
@@ -188,7 +181,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         print(f"Cannot start: {problem}", file=sys.stderr)
         return 2
     if asked:
-        return report(asked, collector.jobs, [subscribe_trades, subscribe_liquidations], list(TOPICS), stop)
+        return report(asked, collector.jobs, stop)
     bybit = URL or f"Bybit's {'testnet' if TESTNET else 'mainnet'}"
     what = ", ".join(SYMBOLS) if len(SYMBOLS) <= 8 else f"{len(SYMBOLS)} symbols"
     log.info("%s, %s, %s: to Redis at %s", bybit, CHANNEL_TYPE, what, publisher.address)

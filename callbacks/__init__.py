@@ -1,7 +1,17 @@
-"""What is done with a message: it goes to one Redis channel per kind, as it came. All callbacks share one publisher."""
+"""The callbacks: each publishes the messages of one kind to one Redis channel, unchanged. All share one publisher."""
 
 from conf import settings
+from relay.kinds import KINDS, Kind
 from relay.publisher import Publisher
+
+
+def channel_of(kind: Kind) -> str:
+    """The name of the channel for messages of this kind."""
+    return f"{settings.CHANNEL_PREFIX}_{kind.name}"
+
+
+STATUS_CHANNEL = f"{settings.CHANNEL_PREFIX}_status"
+CHANNELS = (*map(channel_of, KINDS), STATUS_CHANNEL)
 
 publisher = Publisher(
     settings.REDIS_HOST,
@@ -11,7 +21,5 @@ publisher = Publisher(
     password=settings.REDIS_PASSWORD,
     tls=settings.REDIS_SSL,
     buffer=int(settings.REDIS_BUFFER_MB * 1024 * 1024),
-    status=f"{settings.CHANNEL_PREFIX}_status",
+    status=STATUS_CHANNEL,
 )
-
-CHANNELS = [f"{settings.CHANNEL_PREFIX}_{kind}" for kind in ("orderbook", "trades", "ticker", "liquidations", "status")]

@@ -1,18 +1,15 @@
-"""Order book: topic orderbook.{depth}.{symbol},
+"""Order books: topic orderbook.{depth}.{symbol},
 https://bybit-exchange.github.io/docs/v5/websocket/public/orderbook
 """
 
-from callbacks import publisher
-from conf.settings import CHANNEL_PREFIX
-from relay.connection import Message, raw
+from callbacks import channel_of, publisher
+from relay.dispatch import Message, raw
+from relay.kinds import ORDERBOOK
 
-CHANNEL = f"{CHANNEL_PREFIX}_orderbook"
+CHANNEL = channel_of(ORDERBOOK)
 
 
 @raw
 def handle_orderbook(message: Message) -> None:
-    """Publishes a message to CHANNEL: the text of its frame unchanged, a dict as compact JSON.
-
-    Runs on the socket's thread of the stream, any other thread may call it too; never waits for Redis.
-    """
+    """Publishes a message to CHANNEL: text or bytes unchanged, a dict as compact JSON. Any thread; never blocks."""
     publisher.publish(CHANNEL, message)

@@ -2,17 +2,14 @@
 https://bybit-exchange.github.io/docs/v5/websocket/public/ticker
 """
 
-from callbacks import publisher
-from conf.settings import CHANNEL_PREFIX
-from relay.connection import Message, raw
+from callbacks import channel_of, publisher
+from relay.dispatch import Message, raw
+from relay.kinds import TICKER
 
-CHANNEL = f"{CHANNEL_PREFIX}_ticker"
+CHANNEL = channel_of(TICKER)
 
 
 @raw
 def handle_ticker(message: Message) -> None:
-    """Publishes a message to CHANNEL: the text of its frame unchanged, a dict as compact JSON.
-
-    Runs on the socket's thread of the stream, any other thread may call it too; never waits for Redis.
-    """
+    """Publishes a message to CHANNEL: text or bytes unchanged, a dict as compact JSON. Any thread; never blocks."""
     publisher.publish(CHANNEL, message)

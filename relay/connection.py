@@ -29,10 +29,14 @@ from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic, time
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import websocket
 from pybit.unified_trading import WebSocket
+
+from relay.dispatch import Callback
+from relay.dispatch import raw as raw  # tests take it from here
+from relay.kinds import kind_of_topic
 
 log = logging.getLogger(__name__)
 
@@ -72,17 +76,7 @@ MAX_TOPIC_CHARACTERS = 21_000
 # pybit passes no timeout on, so this process-wide one is the only way to bound a handshake that is never answered.
 websocket.setdefaulttimeout(STEP_TIMEOUT)
 
-Message = dict[str, Any] | str | bytes
-Callback = Callable[[Any], object]
-C = TypeVar("C", bound=Callback)
-
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-def raw(callback: C) -> C:
-    """Marks a callback that takes the text of a frame, in bytes, instead of a dict: then nothing is parsed."""
-    callback.raw = True  # type: ignore[attr-defined]
-    return callback
 
 
 class ConnectionLost(Exception):
@@ -604,8 +598,9 @@ class Connection(WebSocket):
         for first in range(0, len(topics), most):
             request = str(next(self._request_ids))
             self._pending[request] = topics[first : first + most]
-            begin = [topic for topic in self._pending[request] if topic.startswith(("orderbook.", "tickers."))]
-            self._unseen.update(topic.encode() for topic in begin)  # data may come before the answer
+            for topic in self._pending[request]:
+                if (kind := kind_of_topic(topic)) and kind.starts_with_snapshot:
+                    self._unseen.add(topic.encode())  # data may come before the answer
             self._send({"req_id": request, "op": "subscribe", "args": self._pending[request]})
         self._unanswered = 0.0
 

@@ -1,4 +1,4 @@
-"""callbacks/: what each handle_* makes of a message, seen by a subscriber of a real Redis."""
+"""callbacks/: what each handle_* makes of a message, and which channel it goes to."""
 
 import json
 import os
@@ -10,140 +10,112 @@ from time import monotonic
 
 import pytest
 from conftest import Subscriber, eventually
+from hypothesis import given
+from hypothesis import strategies as st
 
-from relay.publisher import Publisher
+import callbacks
+from relay.kinds import KINDS, ORDERBOOK
+from relay.publisher import Publisher, encoded
 
 ROOT = Path(__file__).resolve().parent.parent
-CHANNELS = {
-    "orderbook": "stream:bybit_orderbook",
-    "trades": "stream:bybit_trades",
-    "ticker": "stream:bybit_ticker",
-    "liquidations": "stream:bybit_liquidations",
-}
-KINDS = list(CHANNELS)
+NAMES = [kind.name for kind in KINDS]
 
-# What JSON writers like to change on the way: (a dict, its JSON as it must arrive).
-MESSAGES = [
-    ({}, "{}"),
-    (
-        {"topic": "tickers.BTCUSDT", "type": "delta", "data": {"symbol": "BTCUSDT", "bid1Price": "65114.20"}, "cs": 1},
-        '{"topic":"tickers.BTCUSDT","type":"delta","data":{"symbol":"BTCUSDT","bid1Price":"65114.20"},"cs":1}',
-    ),
-    ({"b": [["1.50", "0"]], "a": []}, '{"b":[["1.50","0"]],"a":[]}'),
-    ({"z": 1, "a": 2, "m": 3}, '{"z":1,"a":2,"m":3}'),
-    ({"RPI": False, "BT": True, "x": None}, '{"RPI":false,"BT":true,"x":null}'),
-    ({"seq": 2**63, "big": 10**400, "minus": -1}, f'{{"seq":{2**63},"big":1{"0" * 400},"minus":-1}}'),
-    ({"p": 1.5, "q": 0.1, "r": 100.0, "tiny": 1e-07}, '{"p":1.5,"q":0.1,"r":100.0,"tiny":1e-07}'),
-    ({"s": "币安人生USDT", "é": "🔑"}, '{"s":"币安人生USDT","é":"🔑"}'),
-    ({"q": 'a "quoted" \\ word', "n": "a\nb\tc\x00"}, r'{"q":"a \"quoted\" \\ word","n":"a\nb\tc\u0000"}'),
-    ({"html": "<a & b>", "slash": "a/b"}, '{"html":"<a & b>","slash":"a/b"}'),
-    ({"half": "\ud83d", "s": "币"}, r'{"half":"\ud83d","s":"币"}'),
-    ({"\udc00": 1}, r'{"\udc00":1}'),
-]
+
+# What JSON writers like to change: a dict and the text that must arrive.
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({}, "{}"),
+        (
+            {"topic": "tickers.BTCUSDT", "type": "delta", "data": {"bid1Price": "65114.20"}, "cs": 1},
+            '{"topic":"tickers.BTCUSDT","type":"delta","data":{"bid1Price":"65114.20"},"cs":1}',
+        ),
+        ({"b": [["1.50", "0"]], "a": []}, '{"b":[["1.50","0"]],"a":[]}'),
+        ({"z": 1, "a": 2, "m": 3}, '{"z":1,"a":2,"m":3}'),
+        ({"RPI": False, "BT": True, "x": None}, '{"RPI":false,"BT":true,"x":null}'),
+        ({"seq": 2**63, "big": 10**400, "minus": -1}, f'{{"seq":{2**63},"big":1{"0" * 400},"minus":-1}}'),
+        ({"p": 1.5, "q": 0.1, "r": 100.0, "tiny": 1e-07}, '{"p":1.5,"q":0.1,"r":100.0,"tiny":1e-07}'),
+        ({"s": "币安人生USDT", "é": "🔑"}, '{"s":"币安人生USDT","é":"🔑"}'),
+        ({"q": 'a "quoted" \\ word', "n": "a\nb\tc\x00"}, r'{"q":"a \"quoted\" \\ word","n":"a\nb\tc\u0000"}'),
+        ({"html": "<a & b>", "slash": "a/b"}, '{"html":"<a & b>","slash":"a/b"}'),
+        ({"half": "\ud83d", "s": "币"}, r'{"half":"\ud83d","s":"币"}'),
+        ({"\udc00": 1}, r'{"\udc00":1}'),
+    ],
+)
+def test_a_dict_becomes_compact_json(message, text):
+    """Members keep their order, non-ASCII stays; half of a surrogate pair is escaped, or it could not be sent."""
+    assert encoded(message) == text.encode()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text(), JSON))
+def test_a_dict_is_the_same_dict_when_it_is_parsed_again(message):
+    assert json.loads(encoded(message)) == message
+
+
+@given(st.text())
+def test_text_is_left_as_it_is(text):
+    assert encoded(text) == text.encode()
+
+
 # Texts that would change if anybody parsed and dumped them.
 TEXTS = [
-    '{"topic":"orderbook.50.BTCUSDT"}',
     '{ "a" : 1.50 , "b":1E-7,"c":-0,"d":"\\u003c\\/","a":2}',
     '{"s":"币安人生USDT 🔑"}',
-    r'{"half":"\ud83d"}',
     "not JSON at all\r\n",
     "",
     json.dumps({"long": "x" * 300_000}),
 ]
 
 
-@pytest.fixture(scope="module")
-def publisher(redis_server):
-    """The tests' own publisher, in place of the program's, whose address is in the settings."""
+@pytest.mark.parametrize("name", NAMES)
+def test_a_message_arrives_on_its_channel_as_it_was(name, redis_server, monkeypatch):
+    """As bytes, as text and as a dict, in the order of the calls. The marks of the handlers are test_kinds's."""
     publisher = Publisher(port=redis_server.port)
+    module = import_module(f"callbacks.{name}")
+    monkeypatch.setattr(module, "publisher", publisher)
+    handle = getattr(module, f"handle_{name}")
+    messages = [*TEXTS, *map(str.encode, TEXTS), b"\xff\xfe no UTF-8", {"p": "1.50"}]
+    expected = [*map(str.encode, TEXTS), *map(str.encode, TEXTS), b"\xff\xfe no UTF-8", b'{"p":"1.50"}']
     publisher.start()
-    yield publisher
+    with Subscriber(redis_server, "*") as subscriber:
+        for message in messages:
+            assert handle(message) is None
+        eventually(lambda: len(subscriber.messages) >= len(messages))
+        assert subscriber.messages == [(f"stream:bybit_{name}", payload) for payload in expected]
     assert publisher.stop(monotonic() + 10) == 0
 
 
-@pytest.fixture(scope="module")
-def handlers(publisher):
-    """The callbacks by kind, publishing through `publisher`."""
-    with pytest.MonkeyPatch.context() as patch:
-        found = {}
-        for kind in KINDS:
-            module = import_module(f"callbacks.{kind}")
-            patch.setattr(module, "publisher", publisher)
-            found[kind] = getattr(module, f"handle_{kind}")
-        yield found
+def test_the_channels_are_those_of_the_kinds_and_the_status_channel():
+    assert list(callbacks.CHANNELS) == [f"stream:bybit_{name}" for name in (*NAMES, "status")]
+    assert callbacks.publisher.status == "stream:bybit_status"
+    assert callbacks.channel_of(ORDERBOOK) == import_module("callbacks.orderbook").CHANNEL
 
 
-@pytest.fixture
-def published(redis_server, handlers):
-    """published(kind, messages): gives them to the callback, returns what came: (channel, payload)s, in order."""
-    with Subscriber(redis_server, "*") as subscriber:
-
-        def publish(kind, messages):
-            for message in messages:
-                assert handlers[kind](message) is None
-            eventually(lambda: len(subscriber.messages) >= len(messages))
-            return subscriber.messages
-
-        yield publish
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_dict_arrives_as_compact_json(published, kind):
-    """Parsed, it is the same dict; members keep their order, non-ASCII stays as it is, numbers keep their form.
-
-    Half of a surrogate pair is no text: it is escaped, as no message may be lost for it.
-    """
-    arrived = published(kind, [message for message, _ in MESSAGES])
-    assert arrived == [(CHANNELS[kind], text.encode()) for _, text in MESSAGES]
-    assert [json.loads(payload) for _, payload in arrived] == [message for message, _ in MESSAGES]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_text_arrives_unchanged(published, kind):
-    """As str or as bytes, JSON or not."""
-    messages = [form for text in TEXTS for form in (text, text.encode())] + [b"\xff\xfe no UTF-8"]
-    expected = [message.encode() if isinstance(message, str) else message for message in messages]
-    assert published(kind, messages) == [(CHANNELS[kind], payload) for payload in expected]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_takes_the_frame_unparsed(handlers, kind):
-    """The mark that relay looks for: without it each message is parsed first, and its text is not exact any more."""
-    assert handlers[kind].raw is True
-
-
-def test_the_order_of_a_channel_is_the_order_of_the_calls(published):
-    texts = [b'{"n":%d}' % n for n in range(5000)]
-    assert published("trades", texts) == [(CHANNELS["trades"], text) for text in texts]
-
-
-def test_a_prefix_of_the_users_own_names_the_channels():
-    """Spot and linear share the names of their topics, so each of two collectors gets its own."""
-    code = "\n".join(f"from callbacks.{kind} import CHANNEL as {kind}" for kind in KINDS)
-    process = subprocess.run(
-        [sys.executable, "-c", f"{code}\nprint({', '.join(KINDS)})"],
-        cwd=ROOT,
-        env=os.environ | {"CHANNEL_PREFIX": "spot:цена"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=30,
-    )
-    assert process.stdout.split() == [CHANNELS[kind].replace("stream:bybit", "spot:цена") for kind in KINDS]
-
-
-def test_all_share_one_publisher():
-    """One connection to Redis and one buffer for the whole program, made from the settings."""
+def test_all_share_one_publisher_that_is_made_from_the_settings():
+    """Spot and linear share the names of their topics: each of two collectors has a prefix of its own."""
     code = "\n".join(
-        ["import callbacks", *(f"import callbacks.{kind}" for kind in KINDS)]
-        + [f"assert callbacks.{kind}.publisher is callbacks.publisher" for kind in KINDS]
-        + ["print(callbacks.publisher.address)"]
+        [
+            "import callbacks",
+            "from importlib import import_module",
+            f"modules = [import_module('callbacks.' + name) for name in {NAMES}]",
+            "assert all(module.publisher is callbacks.publisher for module in modules)",
+            "print(callbacks.publisher.address, *(module.CHANNEL for module in modules), callbacks.publisher.status)",
+        ]
     )
     process = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env=os.environ | {"REDIS_HOST": "redis.example", "REDIS_PORT": "6380"},
+        env=os.environ | {"REDIS_HOST": "redis.example", "REDIS_PORT": "6380", "CHANNEL_PREFIX": "spot:цена"},
         capture_output=True,
         encoding="utf-8",
         timeout=30,
     )
-    assert (process.stdout, process.stderr) == ("redis.example:6380\n", "")
+    assert process.stderr == ""
+    assert process.stdout.split() == ["redis.example:6380", *(f"spot:цена_{name}" for name in (*NAMES, "status"))]

@@ -338,8 +338,11 @@ sys.exit(main())
     ("entry", "sentence"),
     [
         ('{"name": "Trades", "func": subscribe_trades, "args": ("ETHUSDT", print)}', "the name Trades is used twice"),
-        ('{"name": "Mine", "func": subscribe_trades, "args": ("ETHUSDT",)}', "the args of Mine are not (symbol or"),
-        ('{"name": "Mine", "func": subscribe_liquidations, "args": ("ETHUSDT", print)}', "Mine cannot be had: Bybit"),
+        ('{"name": "Mine", "func": subscribe_trades, "args": ("ETHUSDT",)}', "Mine: args is not (symbol or list"),
+        (
+            '{"name": "Mine", "func": subscribe_liquidations, "args": ("ETHUSDT", print)}',
+            "Mine: Bybit has no such topic",
+        ),
     ],
     ids=["a name twice", "no callback", "no such topics"],
 )
@@ -385,7 +388,7 @@ def test_entries_appended_while_it_runs_are_started(program, redis_server, subsc
         collector = program(redis_server, bybit, script=OWN)
         bybit.wait(lambda: len(bybit.connections) == 4 and all(connection.topics for connection in bybit.connections))
         collector.go_on()
-        collector.says("Wrong needs a func")
+        collector.says("Wrong: func is not a function")
         collector.go_on()
         bybit.wait(lambda: len(bybit.connections) == 5 and bybit.connections[4].topics)
         collector.go_on()

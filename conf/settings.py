@@ -1,80 +1,48 @@
-"""Settings: read once from the environment and then from .env beside main.py, checked, and left here as constants.
+"""Settings: from the environment, else from .env beside main.py, else the default.
 
-A value that cannot be used ends the program at import with one sentence on stderr and exit code 2.
+load() is pure. The last lines of this file call it once, when the program imports it, and leave the settings as
+constants; a value that cannot be used then ends the program with one sentence on stderr and exit code 2.
 """
 
-import logging
+import difflib
+import io
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
+
+from relay.kinds import CATEGORIES, is_symbol
 
 T = TypeVar("T")
 
-DAY = 86400.0
-# https://bybit-exchange.github.io/docs/v5/websocket/public/orderbook
-DEPTHS = dict.fromkeys(("linear", "spot", "inverse"), (1, 50, 200, 1000)) | {"option": (25, 100)}
-# https://bybit-exchange.github.io/docs/v5/websocket/public/all-liquidation
-LIQUIDATIONS = ("linear", "inverse")
+DAY = 86400.0  # seconds
+# Levels on each side that Bybit offers: https://bybit-exchange.github.io/docs/v5/websocket/public/orderbook
+DEPTHS = dict.fromkeys(CATEGORIES, (1, 50, 200, 1000)) | {"option": (25, 100)}
+# How alike an unknown name in .env and a setting must be (0 to 1) for the name to be a typing mistake.
+LIKENESS = 0.8
 
 
-# What the operator should know of the settings, for the log.
-WARNINGS: list[str] = []
+class SettingsError(ValueError):
+    """A setting cannot be used. Its text is a sentence for the user, and holds no password."""
 
 
-class _Problem(ValueError):
-    """A sentence for the user."""
-
-
-def _read_env_file(path: Path) -> dict[str, str]:
-    """The settings in the .env at `path`, taken literally: no ${…} expansion, which would eat parts of passwords."""
-    if os.environ.get("PYTHON_DOTENV_DISABLED", "").lower() in ("1", "true", "yes") or not path.exists():
-        return {}
-    complaints: list[str] = []
-    watcher = logging.Handler(logging.WARNING)
-    watcher.emit = lambda record: complaints.append(record.getMessage())  # type: ignore[method-assign]
-    parser_log = logging.getLogger("dotenv.main")
-    parser_log.addHandler(watcher)
-    try:
-        with path.open(encoding="utf-8") as stream:
-            values = dotenv_values(stream=stream, interpolate=False)
-    except (OSError, UnicodeError) as error:
-        raise _Problem(f"{path} cannot be read: {error}") from None
-    finally:
-        parser_log.removeHandler(watcher)
-    complaints += [f"{name} has no value (NAME=value is expected)" for name, value in values.items() if value is None]
-    if complaints:
-        raise _Problem(f"{path} cannot be read: {complaints[0]}")
-    if values.get("REDIS_PASSWORD") and path.stat().st_mode & 0o004:
-        WARNINGS.append(f"{path} holds a password and can be read by everybody: chmod o-r {path}")
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _setting(name: str, default: str, convert: Callable[[str], T], expected: str) -> T:
-    text = os.environ.get(name, _file.get(name, default))
-    try:
-        text.encode()  # the environment may hold bytes that are no text
-        return convert(text if convert is str else text.strip())
-    except (ValueError, KeyError):
-        shown = "…" if "PASSWORD" in name else repr(text)[1:-1]  # one line, whatever it holds
-        raise _Problem(f"{name}={shown}: expected {expected}") from None
-
-
-_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-
-
-def _boolean(text: str) -> bool:
-    return _BOOLEANS[text.lower()]
+# How the text of a setting becomes its value. A converter raises ValueError.
 
 
 def _check(condition: bool) -> None:
     if not condition:
         raise ValueError
+
+
+def _boolean(text: str) -> bool:
+    _check(text.lower() in ("true", "1", "yes", "on", "false", "0", "no", "off"))
+    return text.lower() in ("true", "1", "yes", "on")
 
 
 def _number(low: float, high: float = math.inf) -> Callable[[str], float]:
@@ -86,16 +54,16 @@ def _number(low: float, high: float = math.inf) -> Callable[[str], float]:
     return convert
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
+def _integer(allowed: Collection[int]) -> Callable[[str], int]:
     def convert(text: str) -> int:
         value = int(text)
-        _check(low <= value <= high)
+        _check(value in allowed)
         return value
 
     return convert
 
 
-def _one_of(allowed: Collection[str], fold: Callable[[str], str] = str) -> Callable[[str], str]:
+def _one_of(allowed: Collection[str], fold: Callable[[str], str]) -> Callable[[str], str]:
     def convert(text: str) -> str:
         _check(fold(text) in allowed)
         return fold(text)
@@ -103,73 +71,213 @@ def _one_of(allowed: Collection[str], fold: Callable[[str], str] = str) -> Calla
     return convert
 
 
-def _matching(pattern: str) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        _check(re.fullmatch(pattern, text) is not None)
-        return text
-
-    return convert
+def _prefix(text: str) -> str:
+    _check(re.fullmatch(r"\S+", text) is not None)
+    return text
 
 
-def _symbols(text: str) -> list[str]:
-    symbols = list(dict.fromkeys(symbol.strip() for symbol in text.split(",")))
-    # Symbols may hold letters of any script (Bybit lists some), but never white space, quotes or dots.
-    _check(all(re.fullmatch(r"[\w-]+", symbol) for symbol in symbols))
+def _base_url(text: str) -> str:
+    _check(re.fullmatch(r"(wss?://[^\s/{}@]+/?)?", text) is not None)
+    return text.rstrip("/")
+
+
+def _host(text: str) -> str:
+    # One colon would be a port; an IPv6 address has more.
+    _check(re.fullmatch(r"[^\s/@\[\]]+", text) is not None and text.count(":") != 1)
+    return text
+
+
+def _text(text: str) -> str | None:
+    return text or None
+
+
+def _symbols(text: str) -> tuple[str, ...]:
+    symbols = tuple(dict.fromkeys(symbol.strip() for symbol in text.split(",")))
+    _check(all(map(is_symbol, symbols)))
     return symbols
 
 
+def _contracts(text: str) -> tuple[str, ...]:
+    # Bybit acknowledges any topic on option and then stays silent, so a wrong symbol must be refused here.
+    _check(all(symbol.count("-") >= 3 for symbol in _symbols(text)))
+    return _symbols(text)
+
+
+# Every setting: its default, its converter, and what the user is told that it must be.
+
+
+class Rule(NamedTuple, Generic[T]):
+    """How one setting is read. expected: the end of the sentence "NAME=value: expected ..."."""
+
+    default: str
+    convert: Callable[[str], T]
+    expected: str
+
+
+# The values of the settings that stand above a setting in the class, by field name.
+Above = Mapping[str, Any]
+
+
+def _setting(default: str, convert: Callable[[str], T], expected: str) -> T:
+    rule = Rule(default, convert, expected)
+    return _dependent(lambda _above: rule)
+
+
+def _dependent(rule: Callable[[Above], Rule[T]]) -> T:
+    return field(metadata={"rule": rule})  # type: ignore[no-any-return]
+
+
+def _symbols_rule(above: Above) -> Rule[tuple[str, ...]]:
+    if above["channel_type"] == "option":
+        return Rule("BTCUSDT", _contracts, "option contracts such as BTC-25JUN27-106000-P-USDT")
+    return Rule("BTCUSDT", _symbols, "symbols separated by commas, such as BTCUSDT,ETHUSDT")
+
+
+def _depth_rule(above: Above) -> Rule[int]:
+    category = above["channel_type"]
+    depths = DEPTHS[category]
+    default = "25" if category == "option" else "50"
+    names = ", ".join(map(str, depths))
+    return Rule(default, _integer(depths), f"one of {names}, the depths that Bybit has for {category}")
+
+
+def _delay_max_rule(above: Above) -> Rule[float]:
+    least = above["reconnect_delay"]
+    expected = f"seconds, from RECONNECT_DELAY ({least:g}) to 86400"
+    return Rule(str(max(60.0, least)), _number(least, DAY), expected)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings. A field `redis_host` is the setting REDIS_HOST."""
+
+    use_testnet: bool = _setting("True", _boolean, "True or False")
+    channel_type: str = _setting("linear", _one_of(CATEGORIES, str.lower), f"one of {', '.join(CATEGORIES)}")
+    symbols: tuple[str, ...] = _dependent(_symbols_rule)
+    orderbook_depth: int = _dependent(_depth_rule)  # levels on each side
+    # Base URL to use instead of Bybit's, without the path; empty: Bybit's testnet or mainnet.
+    bybit_ws_url: str = _setting("", _base_url, "a base URL such as wss://stream.bybit.kz, or nothing")
+    # Channels are channel_prefix + _orderbook and so on: a name of relay.kinds each, and _status.
+    channel_prefix: str = _setting("stream:bybit", _prefix, "a word without spaces")
+
+    # Seconds between the end of a connection that was up and the next attempt.
+    reconnect_delay: float = _setting("2", _number(0.01, DAY), "seconds, 0.01 to 86400")
+    # Seconds up to which the delay doubles while connections fail.
+    reconnect_delay_max: float = _dependent(_delay_max_rule)
+    # Seconds without data after which an order-book or ticker connection is replaced; 0: never.
+    stall_timeout: float = _setting("60", _number(0), "seconds, 0 or more")
+
+    redis_host: str = _setting("localhost", _host, "a host name or address, without redis://, user, port or database")
+    redis_port: int = _setting("6379", _integer(range(1, 65536)), "a port from 1 to 65535")
+    redis_db: int = _setting("0", _integer(range(1 << 20)), "the number of a database, 0 or more")
+    redis_username: str | None = _setting("", _text, "a name")
+    redis_password: str | None = _setting("", _text, "a password")
+    redis_ssl: bool = _setting("False", _boolean, "True or False")
+    # Mebibytes of messages kept while Redis is unavailable.
+    redis_buffer_mb: float = _setting("256", _number(1, 1 << 20), "mebibytes, 1 or more")
+
+    log_level: str = _setting(
+        "INFO", _one_of(("DEBUG", "INFO", "WARNING", "ERROR"), str.upper), "DEBUG, INFO, WARNING or ERROR"
+    )
+
+    # Sentences for the log: what works, and is probably not meant.
+    warnings: tuple[str, ...] = ()
+
+
+RULES: Mapping[str, Callable[[Above], Rule[Any]]] = {
+    one.name: one.metadata["rule"] for one in fields(Settings) if "rule" in one.metadata
+}
+NAMES = tuple(name.upper() for name in RULES)
+
+
+def load(environ: Mapping[str, str], text: str = "") -> Settings:
+    """The settings in `environ`, else in `text`, which is that of a .env file, else the defaults. Pure.
+
+    Raises SettingsError for the first that cannot be used.
+    """
+    file = parse(text)
+    values: dict[str, Any] = {}
+    for name, rule in RULES.items():
+        values[name] = _value(name.upper(), rule(values), environ, file)
+    return Settings(**values, warnings=tuple(_typing_mistakes(file)))
+
+
+def parse(text: str) -> dict[str, str]:
+    """The names and values in the text of a .env file, taken literally: `${…}` in a password is no variable.
+
+    Raises SettingsError with the number of the first line that is not NAME=value; the line may hold a password.
+    """
+    values = {}
+    for name, value, original, error in parse_stream(io.StringIO(text)):
+        if error or (name is not None and value is None):
+            blank = len(original.string) - len(original.string.lstrip())  # a statement has the blank lines before it
+            line = original.line + original.string[:blank].count("\n")
+            raise SettingsError(f".env, line {line}: expected NAME=value")
+        if name is not None and value is not None:
+            values[name] = value
+    return values
+
+
+def _value(name: str, rule: Rule[T], environ: Mapping[str, str], file: Mapping[str, str]) -> T:
+    text = environ.get(name, file.get(name, rule.default))
+    try:
+        text.encode()  # the environment may hold bytes that are not text
+        return rule.convert(text if rule.convert is _text else text.strip())
+    except ValueError:
+        # One line, whatever the value holds; and no password, which may also be part of a URL.
+        shown = "…" if "PASSWORD" in name or "@" in text else repr(text)[1:-1]
+        raise SettingsError(f"{name}={shown}: expected {rule.expected}") from None
+
+
+def _typing_mistakes(file: Mapping[str, str]) -> list[str]:
+    """A sentence for each name of the file that is not a setting, but nearly one. Others may be for other programs."""
+    found = []
+    for name in file:
+        near = difflib.get_close_matches(name.upper(), NAMES, 1, LIKENESS)
+        if name not in NAMES and near:
+            found.append(f".env: {name} is not a setting and has no effect; did you mean {near[0]}?")
+    return found
+
+
+# The edge: everything below reads files or the environment, or ends the program.
+
+
+def read(path: Path, environ: Mapping[str, str]) -> Settings:
+    """load() with the text of the file at `path`, if there is one. Raises SettingsError."""
+    if environ.get("PYTHON_DOTENV_DISABLED", "").lower() in ("1", "true", "yes") or not path.exists():
+        return load(environ)
+    try:
+        text, mode = path.read_text(encoding="utf-8"), path.stat().st_mode
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
+    settings = load(environ, text)
+    if mode & 0o004 and parse(text).get("REDIS_PASSWORD"):
+        warning = f"{path} holds a password and everybody can read it: chmod o-r {path}"
+        return replace(settings, warnings=(*settings.warnings, warning))
+    return settings
+
+
 try:
-    _file = _read_env_file(Path(__file__).resolve().parent.parent / ".env")
-
-    USE_TESTNET = _setting("USE_TESTNET", "True", _boolean, "True or False")
-    CHANNEL_TYPE = _setting(
-        "CHANNEL_TYPE", "linear", _one_of(DEPTHS, str.lower), "one of linear, spot, inverse, option"
-    )
-    SYMBOLS = _setting("SYMBOLS", "BTCUSDT", _symbols, "symbols separated by commas, such as BTCUSDT,ETHUSDT")
-    # Levels on each side.
-    ORDERBOOK_DEPTH = int(
-        _setting(
-            "ORDERBOOK_DEPTH",
-            "25" if CHANNEL_TYPE == "option" else "50",
-            _one_of([str(depth) for depth in DEPTHS[CHANNEL_TYPE]]),
-            f"one of {', '.join(map(str, DEPTHS[CHANNEL_TYPE]))}, the depths that Bybit has for {CHANNEL_TYPE}",
-        )
-    )
-    # Base URL in place of Bybit's, without the path; empty = Bybit's testnet or mainnet.
-    BYBIT_WS_URL = _setting(
-        "BYBIT_WS_URL", "", _matching(r"(wss?://[^\s/{}@]+/?)?"), "a base URL such as wss://stream.bybit.kz, or nothing"
-    ).rstrip("/")
-    # Channels are CHANNEL_PREFIX + _orderbook, _trades, _ticker, _liquidations.
-    CHANNEL_PREFIX = _setting("CHANNEL_PREFIX", "stream:bybit", _matching(r"\S+"), "a word without spaces")
-
-    # Seconds before a connection that was up comes back.
-    RECONNECT_DELAY = _setting("RECONNECT_DELAY", "2", _number(0.01, DAY), "seconds, 0.01 to 86400")
-    # Seconds; the delay doubles up to this while connections fail.
-    RECONNECT_DELAY_MAX = _setting(
-        "RECONNECT_DELAY_MAX",
-        str(max(60.0, RECONNECT_DELAY)),
-        _number(RECONNECT_DELAY, DAY),
-        f"seconds, from RECONNECT_DELAY ({RECONNECT_DELAY:g}) to 86400",
-    )
-    # Seconds without data after which an order-book or ticker connection is replaced; 0 = never.
-    STALL_TIMEOUT = _setting("STALL_TIMEOUT", "60", _number(0), "seconds, 0 or more")
-
-    REDIS_HOST = _setting("REDIS_HOST", "localhost", _matching(r"\S+"), "a host name or address")
-    REDIS_PORT = _setting("REDIS_PORT", "6379", _integer(1, 65535), "a port from 1 to 65535")
-    REDIS_DB = _setting("REDIS_DB", "0", _integer(0, 1 << 20), "the number of a database, 0 or more")
-    REDIS_USERNAME = _setting("REDIS_USERNAME", "", str, "a name") or None
-    REDIS_PASSWORD = _setting("REDIS_PASSWORD", "", str, "a password") or None
-    REDIS_SSL = _setting("REDIS_SSL", "False", _boolean, "True or False")
-    # Mebibytes of messages kept while Redis is away.
-    REDIS_BUFFER_MB = _setting("REDIS_BUFFER_MB", "256", _number(1, 1 << 20), "mebibytes, 1 or more")
-
-    LOG_LEVEL = _setting(
-        "LOG_LEVEL", "INFO", _one_of(("DEBUG", "INFO", "WARNING", "ERROR"), str.upper), "DEBUG, INFO, WARNING or ERROR"
-    )
-
-    if CHANNEL_TYPE == "option" and not all(symbol.count("-") >= 3 for symbol in SYMBOLS):
-        # Bybit acknowledges any topic on option and then stays silent, so this must be caught here.
-        raise _Problem(f"SYMBOLS={','.join(SYMBOLS)}: expected option contracts such as BTC-25JUN27-106000-P-USDT")
-except _Problem as problem:
+    _settings = read(Path(__file__).resolve().parent.parent / ".env", os.environ)
+except SettingsError as problem:
     print(f"Cannot start: {problem}", file=sys.stderr)
     raise SystemExit(2) from None
+
+USE_TESTNET = _settings.use_testnet
+CHANNEL_TYPE = _settings.channel_type
+SYMBOLS = list(_settings.symbols)
+ORDERBOOK_DEPTH = _settings.orderbook_depth
+BYBIT_WS_URL = _settings.bybit_ws_url
+CHANNEL_PREFIX = _settings.channel_prefix
+RECONNECT_DELAY = _settings.reconnect_delay
+RECONNECT_DELAY_MAX = _settings.reconnect_delay_max
+STALL_TIMEOUT = _settings.stall_timeout
+REDIS_HOST = _settings.redis_host
+REDIS_PORT = _settings.redis_port
+REDIS_DB = _settings.redis_db
+REDIS_USERNAME = _settings.redis_username
+REDIS_PASSWORD = _settings.redis_password
+REDIS_SSL = _settings.redis_ssl
+REDIS_BUFFER_MB = _settings.redis_buffer_mb
+LOG_LEVEL = _settings.log_level
+WARNINGS = _settings.warnings

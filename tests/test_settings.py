@@ -1,109 +1,85 @@
-"""conf/settings.py, imported in a process of its own each time: it reads its sources once and may end the program."""
+"""conf/settings.py: load() and read() as tables; the edge, which may end the program, in processes of its own."""
 
-import ast
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conf import settings
+from conf.settings import NAMES, Settings, SettingsError, load, parse, read
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTION = "BTC-25JUN27-106000-P-USDT"
-IMPORT = """
-import json
-from conf import settings
-print(json.dumps({name: value for name, value in vars(settings).items() if name in NAMES}))
-"""
+DEFAULTS = Settings(
+    use_testnet=True,
+    channel_type="linear",
+    symbols=("BTCUSDT",),
+    orderbook_depth=50,
+    bybit_ws_url="",
+    channel_prefix="stream:bybit",
+    reconnect_delay=2,
+    reconnect_delay_max=60,
+    stall_timeout=60,
+    redis_host="localhost",
+    redis_port=6379,
+    redis_db=0,
+    redis_username=None,
+    redis_password=None,
+    redis_ssl=False,
+    redis_buffer_mb=256,
+    log_level="INFO",
+)
 
 
-def _names():
-    """Every setting there is: the first argument of each _setting() in the source."""
-    tree = ast.parse((ROOT / "conf" / "settings.py").read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [call.args[0].value for call in calls if getattr(call.func, "id", "") == "_setting"]
+def changed(settings):
+    """The settings that differ from the defaults, by name."""
+    return {name: value for name, value in vars(settings).items() if value != getattr(DEFAULTS, name)}
 
 
-NAMES = _names()
+def sentence(environ=(), text=""):
+    """What the user is told about settings that cannot be used: one line."""
+    with pytest.raises(SettingsError) as error:
+        load(dict(environ), text)
+    told = str(error.value)
+    assert "\n" not in told
+    return told
 
 
-def start(directory=ROOT, **environment):
-    """Import the settings in a new process with this environment; .env is read only in a `directory` of one's own."""
-    inherited = dict(os.environ)
-    if directory != ROOT:
-        del inherited["PYTHON_DOTENV_DISABLED"]
-    code = f"NAMES = {NAMES!r}\n{IMPORT}"
-    return subprocess.run(
-        [sys.executable, "-B", "-c", code],
-        cwd=directory,
-        env=inherited | environment,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=30,
-    )
+# Values.
 
 
-def settings(directory=ROOT, **environment):
-    """The settings as a dict; fails if anything was said on stderr."""
-    process = start(directory, **environment)
-    assert (process.returncode, process.stderr) == (0, "")
-    return json.loads(process.stdout)
+def test_the_defaults():
+    assert load({}) == DEFAULTS
 
 
-def refusal(directory=ROOT, **environment):
-    """The one line on stderr with which the program refuses to start."""
-    process = start(directory, **environment)
-    assert process.returncode == 2, process
-    assert process.stdout == ""
-    assert process.stderr.endswith("\n")
-    assert process.stderr.count("\n") == 1, "not one line"
-    assert process.stderr.startswith("Cannot start: ")
-    return process.stderr.rstrip("\n")
+def test_settings_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        DEFAULTS.redis_port = 1
 
 
-@pytest.fixture
-def home(tmp_path):
-    """A directory as main.py's: conf/ is in it, and .env is looked for there."""
-    shutil.copytree(ROOT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
-
-
-DEFAULTS = {
-    "USE_TESTNET": True,
-    "CHANNEL_TYPE": "linear",
-    "SYMBOLS": ["BTCUSDT"],
-    "ORDERBOOK_DEPTH": 50,
-    "BYBIT_WS_URL": "",
-    "CHANNEL_PREFIX": "stream:bybit",
-    "RECONNECT_DELAY": 2,
-    "RECONNECT_DELAY_MAX": 60,
-    "STALL_TIMEOUT": 60,
-    "REDIS_HOST": "localhost",
-    "REDIS_PORT": 6379,
-    "REDIS_DB": 0,
-    "REDIS_USERNAME": None,
-    "REDIS_PASSWORD": None,
-    "REDIS_SSL": False,
-    "REDIS_BUFFER_MB": 256,
-    "LOG_LEVEL": "INFO",
-}
-
-
-def test_the_defaults_are_those_of_the_design():
-    assert settings() == DEFAULTS
+def test_every_setting_is_a_constant_of_the_module():
+    """`from conf.settings import REDIS_HOST` is how the program takes them; SYMBOLS is a list there."""
+    constants = {name: getattr(settings, name) for name in NAMES}
+    assert constants == {name: getattr(DEFAULTS, name.lower()) for name in NAMES} | {"SYMBOLS": ["BTCUSDT"]}
+    assert settings.WARNINGS == ()
 
 
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("USE_TESTNET", "no", False),
-        ("USE_TESTNET", " FALSE ", False),
+        *(("USE_TESTNET", text, False) for text in ("False", "no", "0", "off", " FALSE ")),
+        *(("REDIS_SSL", text, True) for text in ("True", "yes", "1", "on", " TRUE ")),
         ("CHANNEL_TYPE", "Spot", "spot"),
-        ("SYMBOLS", "BTCUSDT, ETHUSDT,BTCUSDT", ["BTCUSDT", "ETHUSDT"]),
-        ("SYMBOLS", "BTC-29MAR26,币安人生USDT,1000PEPEUSDT", ["BTC-29MAR26", "币安人生USDT", "1000PEPEUSDT"]),
+        ("SYMBOLS", "BTCUSDT, ETHUSDT,BTCUSDT", ("BTCUSDT", "ETHUSDT")),
+        ("SYMBOLS", "BTC-29MAR26,币安人生USDT,1000PEPEUSDT", ("BTC-29MAR26", "币安人生USDT", "1000PEPEUSDT")),
         ("ORDERBOOK_DEPTH", "1000", 1000),
         ("BYBIT_WS_URL", "wss://stream.bybit.kz/", "wss://stream.bybit.kz"),
         ("BYBIT_WS_URL", "ws://127.0.0.1:8765", "ws://127.0.0.1:8765"),
@@ -111,118 +87,130 @@ def test_the_defaults_are_those_of_the_design():
         ("RECONNECT_DELAY", "0.5", 0.5),
         ("STALL_TIMEOUT", "0", 0),
         ("REDIS_HOST", "::1", "::1"),
+        ("REDIS_HOST", "2001:db8::7", "2001:db8::7"),
+        ("REDIS_HOST", "redis-1.example.com", "redis-1.example.com"),
         ("REDIS_PORT", " 6380 ", 6380),
         ("REDIS_DB", "3", 3),
         ("REDIS_USERNAME", "collector", "collector"),
-        ("REDIS_PASSWORD", "", None),
-        ("REDIS_SSL", "1", True),
         ("REDIS_BUFFER_MB", "1.5", 1.5),
         ("LOG_LEVEL", "debug", "DEBUG"),
     ],
 )
 def test_a_good_value_is_taken_and_nothing_else_changes(name, text, value):
-    assert settings(**{name: text}) == DEFAULTS | {name: value}
+    assert changed(load({name: text})) == {name.lower(): value}
+    assert load({}, f"{name}={text}\n") == load({name: text})
+
+
+def test_an_empty_password_is_none():
+    assert load({"REDIS_PASSWORD": "", "REDIS_USERNAME": ""}) == DEFAULTS
 
 
 def test_a_reconnect_delay_above_a_minute_raises_the_default_of_its_maximum():
-    assert settings(RECONNECT_DELAY="90")["RECONNECT_DELAY_MAX"] == 90
+    assert load({"RECONNECT_DELAY": "90"}).reconnect_delay_max == 90
 
 
 def test_option_has_a_depth_of_its_own():
-    chosen = settings(CHANNEL_TYPE="option", SYMBOLS=OPTION)
-    assert (chosen["ORDERBOOK_DEPTH"], chosen["SYMBOLS"]) == (25, [OPTION])
+    chosen = load({"CHANNEL_TYPE": "option", "SYMBOLS": OPTION})
+    assert (chosen.orderbook_depth, chosen.symbols) == (25, (OPTION,))
+
+
+def test_other_variables_do_not_matter():
+    assert load({"HOME": "/root", "redis_port": "1", "": "", "REDIS_PORT2": "x"}) == DEFAULTS
+
+
+BOOLEAN = "True or False"
+SYMBOLS = "symbols separated by commas, such as BTCUSDT,ETHUSDT"
+DEPTH = "one of 1, 50, 200, 1000, the depths that Bybit has for linear"
+URL = "a base URL such as wss://stream.bybit.kz, or nothing"
+DELAY = "seconds, 0.01 to 86400"
+DELAY_MAX = "seconds, from RECONNECT_DELAY (2) to 86400"
+HOST = "a host name or address, without redis://, user, port or database"
+PORT = "a port from 1 to 65535"
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "expected"),
+    ("name", "expected", "texts"),
     [
-        ("USE_TESTNET", "maybe", "True or False"),
-        ("USE_TESTNET", "", "True or False"),
-        ("CHANNEL_TYPE", "futures", "one of linear, spot, inverse, option"),
-        ("SYMBOLS", "", "symbols separated by commas"),
-        ("SYMBOLS", "BTCUSDT,", "symbols separated by commas"),
-        ("SYMBOLS", "BTC USDT", "symbols separated by commas"),
-        ("SYMBOLS", "['BTCUSDT']", "symbols separated by commas"),
-        ("SYMBOLS", "publicTrade.BTCUSDT", "symbols separated by commas"),
-        ("ORDERBOOK_DEPTH", "500", "one of 1, 50, 200, 1000"),
-        ("ORDERBOOK_DEPTH", "fifty", "one of 1, 50, 200, 1000"),
-        ("ORDERBOOK_DEPTH", "25", "one of 1, 50, 200, 1000, the depths that Bybit has for linear"),
-        ("BYBIT_WS_URL", "127.0.0.1:8765", "a base URL such as wss://"),
-        ("BYBIT_WS_URL", "https://stream.bybit.kz", "a base URL such as wss://"),
-        ("BYBIT_WS_URL", "wss://stream.bybit.com/v5/public/linear", "a base URL such as wss://"),
-        ("BYBIT_WS_URL", "wss://{SUBDOMAIN}.bybit.com", "a base URL such as wss://"),
-        ("BYBIT_WS_URL", "wss://", "a base URL such as wss://"),
-        ("CHANNEL_PREFIX", "", "a word without spaces"),
-        ("CHANNEL_PREFIX", "stream bybit", "a word without spaces"),
-        ("RECONNECT_DELAY", "0", "seconds, 0.01 to 86400"),
-        ("RECONNECT_DELAY", "-1", "seconds, 0.01 to 86400"),
-        ("RECONNECT_DELAY", "nan", "seconds, 0.01 to 86400"),
-        ("RECONNECT_DELAY", "1e10", "seconds, 0.01 to 86400"),
-        ("RECONNECT_DELAY", "2s", "seconds, 0.01 to 86400"),
-        ("RECONNECT_DELAY_MAX", "1", "seconds, from RECONNECT_DELAY (2) to 86400"),
-        ("RECONNECT_DELAY_MAX", "inf", "seconds, from RECONNECT_DELAY (2) to 86400"),
-        ("STALL_TIMEOUT", "nan", "seconds, 0 or more"),
-        ("STALL_TIMEOUT", "never", "seconds, 0 or more"),
-        ("REDIS_HOST", "", "a host name or address"),
-        ("REDIS_HOST", "local host", "a host name or address"),
-        ("REDIS_PORT", "abc", "a port from 1 to 65535"),
-        ("REDIS_PORT", "0", "a port from 1 to 65535"),
-        ("REDIS_PORT", "65536", "a port from 1 to 65535"),
-        ("REDIS_PORT", "6379.0", "a port from 1 to 65535"),
-        ("REDIS_DB", "-1", "the number of a database, 0 or more"),
-        ("REDIS_SSL", "rediss", "True or False"),
-        ("REDIS_BUFFER_MB", "0", "mebibytes, 1 or more"),
-        ("REDIS_BUFFER_MB", "256MB", "mebibytes, 1 or more"),
-        ("LOG_LEVEL", "verbose", "DEBUG, INFO, WARNING or ERROR"),
+        ("USE_TESTNET", BOOLEAN, ["maybe", ""]),
+        ("CHANNEL_TYPE", "one of linear, spot, inverse, option", ["futures", ""]),
+        ("SYMBOLS", SYMBOLS, ["", "BTCUSDT,", "BTC USDT", "['BTCUSDT']", "publicTrade.BTCUSDT"]),
+        ("ORDERBOOK_DEPTH", DEPTH, ["500", "fifty", "25"]),
+        ("BYBIT_WS_URL", URL, ["127.0.0.1:8765", "https://stream.bybit.kz", "wss://{SUBDOMAIN}.bybit.com", "wss://"]),
+        ("BYBIT_WS_URL", URL, ["wss://stream.bybit.com/v5/public/linear"]),
+        ("CHANNEL_PREFIX", "a word without spaces", ["", "stream bybit"]),
+        ("RECONNECT_DELAY", DELAY, ["0", "-1", "nan", "1e10", "2s"]),
+        ("RECONNECT_DELAY_MAX", DELAY_MAX, ["1", "inf"]),
+        ("STALL_TIMEOUT", "seconds, 0 or more", ["nan", "never", "-1"]),
+        ("REDIS_HOST", HOST, ["", "local host", "redis://localhost", "localhost:6379", "[::1]", "/run/redis.sock"]),
+        ("REDIS_PORT", PORT, ["abc", "0", "65536", "6379.0"]),
+        ("REDIS_DB", "the number of a database, 0 or more", ["-1", "a"]),
+        ("REDIS_SSL", BOOLEAN, ["rediss"]),
+        ("REDIS_BUFFER_MB", "mebibytes, 1 or more", ["0", "256MB"]),
+        ("LOG_LEVEL", "DEBUG, INFO, WARNING or ERROR", ["verbose"]),
     ],
 )
-def test_a_bad_value_ends_the_program_with_one_sentence(name, text, expected):
-    """It names the variable, the value and what was expected; exit code 2, no traceback."""
-    assert refusal(**{name: text}).startswith(f"Cannot start: {name}={text}: expected {expected}")
+def test_a_bad_value_is_refused_in_a_sentence(name, expected, texts):
+    """It names the variable, the value and what was expected, wherever the value is from."""
+    for text in texts:
+        assert sentence({name: text}) == f"{name}={text}: expected {expected}"
+        assert sentence({}, f"{name}={text}\n") == f"{name}={text}: expected {expected}"
 
 
 def test_a_line_break_in_a_value_does_not_break_the_sentence():
-    """A compose file's `SYMBOLS: |` has a symbol a line."""
-    assert "expected symbols separated by commas" in refusal(SYMBOLS="BTCUSDT\nETHUSDT\n")
+    """A compose file's `SYMBOLS: |` has one symbol on each line."""
+    assert sentence({"SYMBOLS": "BTCUSDT\nETHUSDT\n"}) == rf"SYMBOLS=BTCUSDT\nETHUSDT\n: expected {SYMBOLS}"
+
+
+def test_bytes_that_are_not_text_are_refused():
+    """As os.environ holds them."""
+    assert sentence({"REDIS_USERNAME": "caf\udce9"}) == r"REDIS_USERNAME=caf\udce9: expected a name"
 
 
 @pytest.mark.parametrize(
     ("category", "depths", "bad"), [("spot", "1, 50, 200, 1000", "25"), ("option", "25, 100", "50")]
 )
 def test_the_depths_are_those_of_the_category(category, depths, bad):
-    line = refusal(CHANNEL_TYPE=category, ORDERBOOK_DEPTH=bad, SYMBOLS=OPTION)
-    assert f"ORDERBOOK_DEPTH={bad}: expected one of {depths}, the depths that Bybit has for {category}" in line
+    told = sentence({"CHANNEL_TYPE": category, "ORDERBOOK_DEPTH": bad, "SYMBOLS": OPTION})
+    assert told == f"ORDERBOOK_DEPTH={bad}: expected one of {depths}, the depths that Bybit has for {category}"
 
 
-def test_option_takes_contracts_only():
-    """Bybit acknowledges any topic on option and stays silent."""
-    line = refusal(CHANNEL_TYPE="option", SYMBOLS=f"{OPTION},BTCUSDT")
-    assert line == (
-        f"Cannot start: SYMBOLS={OPTION},BTCUSDT: expected option contracts such as BTC-25JUN27-106000-P-USDT"
+@pytest.mark.parametrize("symbols", [f"{OPTION},BTCUSDT", "BTCUSDT", "BTC", None])
+def test_option_takes_contracts_only(symbols):
+    """Bybit acknowledges any topic on option and stays silent. The default is not a contract either."""
+    environ = {"CHANNEL_TYPE": "option"} | ({"SYMBOLS": symbols} if symbols else {})
+    assert sentence(environ) == (
+        f"SYMBOLS={symbols or 'BTCUSDT'}: expected option contracts such as BTC-25JUN27-106000-P-USDT"
     )
 
 
-def test_option_without_symbols_of_its_own_is_refused():
-    assert "SYMBOLS=BTCUSDT: expected option contracts" in refusal(CHANNEL_TYPE="option")
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"REDIS_USERNAME", "REDIS_PASSWORD"}))
+def test_no_sentence_shows_the_password(name):
+    password = "hidden-secret"
+    assert password not in sentence({name: "bad value"}, f"REDIS_PASSWORD={password}\n")
+    assert password not in sentence({name: "bad value", "REDIS_PASSWORD": password})
 
 
-# Every character that a shell, a .env file, a format string or JSON treats in its own way.
-PASSWORDS = [
-    "simple",
-    "a#b",
-    "a # b",
-    " spaces at both ends ",
-    "${HOME}",
-    "$HOME$$",
-    "a'b",
-    'a"b',
-    """both ' and " """,
-    "back\\slash\\n",
-    "%s{0}",
-    "пароль-密码-🔑",
-    "=equals=",
-    "export REDIS_PASSWORD=x",
-]
+def test_no_sentence_shows_a_password_inside_a_url():
+    assert sentence({"REDIS_HOST": "redis://:hidden@localhost"}) == f"REDIS_HOST=…: expected {HOST}"
+    assert sentence({"REDIS_PASSWORD": "hidden\udce9"}) == "REDIS_PASSWORD=…: expected a password"
+
+
+# The text of .env.
+
+
+def test_the_file_is_read_and_the_environment_wins_over_it():
+    text = (
+        "# a comment\n\nexport SYMBOLS=BTCUSDT,ETHUSDT  # another\r\n"
+        "REDIS_PORT = '6380'\nREDIS_HOST=redis\nREDIS_DB=1\nREDIS_DB=2\n"
+    )
+    read = {"symbols": ("BTCUSDT", "ETHUSDT"), "redis_port": 6380, "redis_host": "redis", "redis_db": 2}
+    assert changed(load({}, text)) == read
+    assert changed(load({"REDIS_PORT": "6381", "REDIS_DB": "0"}, text)) == {
+        "symbols": ("BTCUSDT", "ETHUSDT"),
+        "redis_port": 6381,
+        "redis_host": "redis",
+    }
+    assert load({"REDIS_PASSWORD": ""}, "REDIS_PASSWORD=secret\n").redis_password is None, "an empty one wins too"
 
 
 def quoted(text):
@@ -230,119 +218,172 @@ def quoted(text):
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-@pytest.mark.parametrize("password", PASSWORDS)
-def test_a_password_arrives_literally(home, password):
-    assert settings(REDIS_PASSWORD=password)["REDIS_PASSWORD"] == password
-    (home / ".env").write_text(f"REDIS_PASSWORD={quoted(password)}\nREDIS_PORT=6380\n", encoding="utf-8")
-    from_file = settings(home)
-    assert (from_file["REDIS_PASSWORD"], from_file["REDIS_PORT"]) == (password, 6380)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_a_password_arrives_literally(password):
+    """Every character that a shell, a .env file, a format string or JSON treats in its own way."""
+    assert load({"REDIS_PASSWORD": password}).redis_password == password
+    if "\r" not in password:  # a file knows one end of a line
+        found = load({}, f"REDIS_PASSWORD={quoted(password)}\nREDIS_PORT=6380\n")
+        assert (found.redis_password, found.redis_port) == (password, 6380)
 
 
 @pytest.mark.parametrize(
-    "password", ["a#b", "${HOME}", "$HOME", "a'b", 'a"b', "back\\slash\\n", "a=b", "a b", "пароль"]
+    "password", ["a#b", "${HOME}", "$HOME", "a'b", 'a"b', "back\\slash\\n", "a=b", "a b", "пароль", "%s{0}"]
 )
-def test_such_passwords_need_no_quotes_in_the_file(home, password):
-    (home / ".env").write_text(f"REDIS_PASSWORD={password}\n", encoding="utf-8")
-    assert settings(home)["REDIS_PASSWORD"] == password
+def test_such_passwords_need_no_quotes_in_the_file(password):
+    assert load({"HOME": "/root"}, f"REDIS_PASSWORD={password}\n").redis_password == password
 
 
-def test_the_file_is_read_and_the_environment_wins_over_it(home):
-    (home / ".env").write_text(
-        "# a comment\n\nexport SYMBOLS=BTCUSDT,ETHUSDT  # another\r\n"
-        "REDIS_PORT = '6380'\nREDIS_HOST=redis\nREDIS_DB=2\n",
-        encoding="utf-8",
-    )
-    read = DEFAULTS | {"SYMBOLS": ["BTCUSDT", "ETHUSDT"], "REDIS_PORT": 6380, "REDIS_HOST": "redis", "REDIS_DB": 2}
-    assert settings(home) == read
-    assert settings(home, REDIS_PORT="6381", REDIS_DB="0") == read | {"REDIS_PORT": 6381, "REDIS_DB": 0}
-
-
-def test_an_empty_variable_wins_over_the_file_too(home):
-    (home / ".env").write_text("REDIS_PASSWORD=secret\n", encoding="utf-8")
-    assert settings(home, REDIS_PASSWORD="")["REDIS_PASSWORD"] is None
-
-
-def test_the_file_is_that_beside_main_wherever_the_program_is_started(home, tmp_path_factory):
-    (home / ".env").write_text("REDIS_PORT=6380\n", encoding="utf-8")
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    (elsewhere / ".env").write_text("REDIS_PORT=6381\n", encoding="utf-8")
-    assert settings(elsewhere, PYTHONPATH=str(home))["REDIS_PORT"] == 6380
-
-
-def test_the_file_may_be_switched_off(home):
-    (home / ".env").write_text("REDIS_PORT=6380\n", encoding="utf-8")
-    assert settings(home, PYTHON_DOTENV_DISABLED="1") == DEFAULTS
-
-
-def test_a_file_saved_by_a_windows_editor_is_read_whole(home):
+def test_a_file_saved_by_a_windows_editor_is_read_whole():
     """Some begin a file with a byte order mark, which must not become part of the first name."""
-    (home / ".env").write_bytes(b"\xef\xbb\xbfREDIS_PORT=6380\r\nREDIS_DB=1\r\n")
-    chosen = settings(home)
-    assert (chosen["REDIS_PORT"], chosen["REDIS_DB"]) == (6380, 1)
-
-
-def test_a_bad_value_in_the_file_is_refused_like_any_other(home):
-    (home / ".env").write_text("REDIS_PORT=abc\n", encoding="utf-8")
-    assert refusal(home) == "Cannot start: REDIS_PORT=abc: expected a port from 1 to 65535"
+    assert changed(load({}, "\ufeffREDIS_PORT=6380\r\nREDIS_DB=1\r\n")) == {"redis_port": 6380, "redis_db": 1}
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    ("text", "line"),
     [
-        (None, "Is a directory"),
-        (b"REDIS_HOST=caf\xe9\nREDIS_PASSWORD=hidden\n", "can't decode byte 0xe9"),
-        (b"REDIS_PASSWORD='hidden\nREDIS_PORT=6380\n", "could not parse statement starting at line 1"),
-        (b"REDIS_PORT=6380\nREDIS_PASSWORD: hidden\n", "could not parse statement starting at line 2"),
-        (b"REDIS_PORT\nREDIS_PASSWORD=hidden\n", "REDIS_PORT has no value"),
+        ("REDIS_PASSWORD='hidden\nREDIS_PORT=6380\n", 1),
+        ("REDIS_PORT=6380\nREDIS_PASSWORD: hidden\n", 2),
+        ("REDIS_PORT=6380\n\n  \n# a comment\n\nREDIS_PASSWORD hidden\n", 6),
+        ("REDIS_PORT\nREDIS_PASSWORD=hidden\n", 1),
+        ("REDIS_PORT=6380\r\n\r\nhidden", 3),
+        ("=hidden\n", 1),
     ],
-    ids=["a directory", "not UTF-8", "an open quote", "a colon", "a name alone"],
+    ids=["an open quote", "a colon", "a space", "a name alone", "a word", "no name"],
 )
-def test_a_file_that_cannot_be_read_ends_the_program_with_one_sentence(home, content, why):
-    if content is None:
-        (home / ".env").mkdir()
-    else:
-        (home / ".env").write_bytes(content)
-    line = refusal(home)
-    assert line.startswith(f"Cannot start: {home / '.env'} cannot be read: ")
-    assert why in line
-    assert "hidden" not in line
+def test_a_line_that_is_not_a_setting_is_refused_by_its_number(text, line):
+    """And is not shown: it may hold a password."""
+    assert sentence({}, text) == f".env, line {line}: expected NAME=value"
 
 
-def test_no_refusal_shows_the_password(home):
-    """Whatever else is wrong, with the password in the environment or in the file."""
-    password = "hidden-secret"
-    (home / ".env").write_text(f"REDIS_PASSWORD={password}\n", encoding="utf-8")
-    for name in sorted(set(NAMES) - {"REDIS_USERNAME", "REDIS_PASSWORD"}):
-        assert password not in refusal(home, **{name: "bad value"})
-    assert password not in refusal(REDIS_PASSWORD=password, REDIS_PORT="abc")
+@given(st.text())
+def test_any_text_gives_settings_or_a_sentence(text):
+    try:
+        told = str(load({}, text).warnings)
+    except SettingsError as error:
+        told = str(error)
+    assert "\n" not in told
 
 
-def test_the_example_file_names_every_setting_with_its_default(home):
-    """Its settings may be commented out; read as they stand, they are the defaults."""
-    example = ROOT / ".env.example"
-    if not example.exists():
-        pytest.skip(".env.example is not there yet")
-    lines = re.findall(rf"(?m)^(?:# ?)?((?:{'|'.join(NAMES)})=.*)$", example.read_text(encoding="utf-8"))
-    assert sorted(line.partition("=")[0] for line in lines) == sorted(NAMES)
-    (home / ".env").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert settings(home) == DEFAULTS
+# Warnings.
 
 
-def test_the_example_file_works_as_it_is(home):
-    """As the README says: cp .env.example .env."""
-    if not (ROOT / ".env.example").exists():
-        pytest.skip(".env.example is not there yet")
-    shutil.copy(ROOT / ".env.example", home / ".env")
-    assert settings(home) == DEFAULTS
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("USE_TESNET", "USE_TESTNET"),
+        ("SYMBOL", "SYMBOLS"),
+        ("symbols", "SYMBOLS"),
+        ("LOGLEVEL", "LOG_LEVEL"),
+        ("REDIS_USER", "REDIS_USERNAME"),
+        ("BYBIT_URL", "BYBIT_WS_URL"),
+        ("ORDER_BOOK_DEPTH", "ORDERBOOK_DEPTH"),
+    ],
+)
+def test_a_typing_mistake_in_a_name_is_warned_about(name, meant):
+    chosen = load({}, f"REDIS_DB=1\n{name}=hidden\n{name}=hidden\n")
+    assert chosen.warnings == (f".env: {name} is not a setting and has no effect; did you mean {meant}?",)
+    assert changed(chosen).keys() == {"redis_db", "warnings"}
+
+
+@pytest.mark.parametrize("name", ["COMPOSE_PROJECT_NAME", "TZ", "PYTHONUNBUFFERED", "POSTGRES_PASSWORD", "PATH", "é"])
+def test_names_for_other_programs_are_not(name):
+    assert load({}, f"{name}=x\n") == DEFAULTS
 
 
 @pytest.mark.parametrize(("mode", "text", "warned"), [(0o644, "x", True), (0o640, "x", False), (0o644, "", False)])
-def test_a_password_that_everybody_can_read_is_warned_about(home, mode, text, warned):
-    """In the log; the words are kept for it. The password is not among them."""
-    (home / ".env").write_text(f"REDIS_PASSWORD={text}\n")
-    (home / ".env").chmod(mode)
-    code = "from conf import settings; print(settings.WARNINGS)"
+def test_a_password_that_everybody_can_read_is_warned_about(tmp_path, mode, text, warned):
+    path = tmp_path / ".env"
+    path.write_text(f"SYMBOL=x\nREDIS_PASSWORD={text}\n", encoding="utf-8")
+    path.chmod(mode)
+    warnings = read(path, {}).warnings
+    assert len(warnings) == 1 + warned
+    if warned:
+        assert warnings[1] == f"{path} holds a password and everybody can read it: chmod o-r {path}"
+
+
+# The file.
+
+
+def test_a_file_that_is_not_there_is_an_empty_one(tmp_path):
+    assert read(tmp_path / ".env", {"REDIS_DB": "1"}) == load({"REDIS_DB": "1"})
+
+
+@pytest.mark.parametrize("disabled", ["1", "true", "YES"])
+def test_the_file_may_be_switched_off(tmp_path, disabled):
+    (tmp_path / ".env").write_text("REDIS_PORT=6380\n", encoding="utf-8")
+    assert read(tmp_path / ".env", {"PYTHON_DOTENV_DISABLED": disabled}) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "Is a directory"), (b"REDIS_HOST=caf\xe9\nREDIS_PASSWORD=hidden\n", "can't decode byte 0xe9")],
+    ids=["a directory", "not UTF-8"],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content, reason):
+    path = tmp_path / ".env"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(SettingsError, match=f"^{re.escape(str(path))} cannot be read: .*{reason}") as error:
+        read(path, {})
+    assert "hidden" not in str(error.value)
+
+
+def test_the_example_file_works_as_it_is_and_shows_the_defaults():
+    """As the README says: cp .env.example .env. A setting may be commented out in it."""
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert load({}, text) == DEFAULTS
+    lines = re.findall(rf"(?m)^(?:# ?)?((?:{'|'.join(NAMES)})=.*)$", text)
+    assert sorted(line.partition("=")[0] for line in lines) == sorted(NAMES)
+    assert load({}, "\n".join(lines)) == DEFAULTS
+    assert parse(text).keys() <= set(NAMES)
+
+
+# The edge, in processes of its own.
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A directory like main.py's, with a conf/ of its own: .env is looked for there."""
+    for path in ("conf", "relay"):
+        shutil.copytree(ROOT / path, tmp_path / path, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def start(directory, *, cwd=None, **environ):
+    """Imports the settings of `directory` in a new process: exit code, stdout, stderr."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHON_DOTENV_DISABLED"}
-    ran = subprocess.run([sys.executable, "-B", "-c", code], cwd=home, env=inherited, capture_output=True, text=True)
-    assert ("can be read by everybody: chmod o-r" in ran.stdout) == warned
-    assert "'x'" not in ran.stdout
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-B",
+            "-c",
+            "import json; from conf.settings import *; print(json.dumps([REDIS_PORT, REDIS_DB]))",
+        ],
+        cwd=cwd or directory,
+        env=inherited | {"PYTHONPATH": str(directory)} | environ,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=30,
+    )
+    return process.returncode, process.stdout, process.stderr
+
+
+def test_the_file_is_that_beside_main_wherever_the_program_is_started_and_the_environment_wins(home, tmp_path_factory):
+    (home / ".env").write_text("REDIS_PORT=6380\nREDIS_DB=1\n", encoding="utf-8")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / ".env").write_text("REDIS_PORT=6381\n", encoding="utf-8")
+    code, output, errors = start(home, cwd=elsewhere, REDIS_DB="2")
+    assert (code, json.loads(output), errors) == (0, [6380, 2], "")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("REDIS_PORT=abc\n", "REDIS_PORT=abc: expected a port from 1 to 65535"),
+        ("\nREDIS_PORT\n", ".env, line 2: expected NAME=value"),
+    ],
+    ids=["a bad value", "a bad line"],
+)
+def test_settings_that_cannot_be_used_end_the_program_with_one_line(home, text, told):
+    (home / ".env").write_text(text, encoding="utf-8")
+    assert start(home) == (2, "", f"Cannot start: {told}\n")

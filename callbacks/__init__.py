@@ -2,7 +2,7 @@
 
 from conf import settings
 from relay.kinds import KINDS, Kind
-from relay.publisher import Publisher
+from relay.redis.publisher import Publisher
 
 
 def channel_of(kind: Kind) -> str:

@@ -3,8 +3,8 @@
 # make lock       write requirements.lock again, from requirements.txt and constraints.txt
 # make audit      check the packages of requirements.lock for known vulnerabilities
 #
-# DESTDIR=… is for packagers: the files are put there and nothing else is done, no user, no systemd, and no virtual
-# environment, which would hold the paths of a place where it will not stay.
+# DESTDIR=… is for packagers: only files are laid out. No user, no systemd and no virtual environment, as that would
+# contain the paths of a place where it does not stay.
 
 PREFIX ?= /opt/bybit-collector
 SYSCONFDIR ?= /etc/bybit-collector
@@ -12,7 +12,7 @@ UNITDIR ?= /etc/systemd/system
 SERVICE_USER ?= bybit-collector
 SYSTEMCTL ?= $(if $(wildcard /run/systemd/system),systemctl)
 PYTHON ?= python3
-# What ProtectHome= hides from the service: a Python from there would not start.
+# Hidden from the service by ProtectHome=: a Python there would not start.
 HIDDEN ?= /home /root /run/user
 
 INSTALL := $(dir $(lastword $(MAKEFILE_LIST)))install.sh
@@ -38,7 +38,7 @@ lock: .venv/python.stamp
 	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --custom-compile-command "make lock" requirements.txt -o requirements.lock
 
-# --strict: a package that could not be looked up is a failure, not a clean bill.
+# --strict: a package that cannot be checked is a failure.
 audit: .venv/python.stamp
 	@$(PIP) -c constraints.txt pip-audit==2.10.1
 	@.venv/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock

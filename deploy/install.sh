@@ -4,7 +4,7 @@
 set -eu
 
 cd "$(dirname "$0")/.."
-folders="callbacks conf relay"
+folders="callbacks conf ops relay"
 files="$(echo *.py) constraints.txt requirements.txt requirements.lock README.md"
 units="bybit-collector.service bybit-collector@.service"
 to=$DESTDIR$PREFIX
@@ -43,7 +43,7 @@ systemd() {
 
 # Whether the collector is there; nothing is removed from a folder that was named by mistake.
 installed() {
-    [ -f "$to/main.py" ] && [ -f "$to/relay/publisher.py" ]
+    [ -f "$to/main.py" ] && [ -f "$to/relay/redis/publisher.py" ]
 }
 
 remove_program() {
@@ -64,9 +64,9 @@ install_files() {
     for file in $files; do
         [ ! -e "$file" ] || install -m 0644 "$file" "$to/$file"
     done
-    for folder in $folders; do
-        mkdir -p "$to/$folder"
-        install -m 0644 "$folder"/*.py "$to/$folder/"
+    find $folders -name '*.py' | while read -r file; do
+        mkdir -p "$to/$(dirname "$file")"
+        install -m 0644 "$file" "$to/$file"
     done
     for unit in $units; do
         sed -e "s|/opt/bybit-collector|$PREFIX|g" -e "s|/etc/bybit-collector|$SYSCONFDIR|g" \

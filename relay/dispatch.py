@@ -1,7 +1,17 @@
-"""What a callback is, and what it is given."""
+"""From a message to its callback. A failing callback costs neither the connection nor the other messages."""
 
-from collections.abc import Callable
+import json
+import logging
+import os.path
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 from typing import Any, TypeVar
+
+from relay.errors import ConnectionLost
+from relay.log import LogOnce, shorten
+from relay.stats import StreamStats
+
+log = logging.getLogger(__name__)
 
 Message = dict[str, Any] | str | bytes
 Callback = Callable[[Any], object]
@@ -9,6 +19,88 @@ C = TypeVar("C", bound=Callback)
 
 
 def raw(callback: C) -> C:
-    """Marks a callback that takes the text of a message, as bytes, instead of a dict: then nothing is parsed."""
+    """Marks a callback that takes the text of a message, in bytes, instead of a dict: then nothing is parsed."""
     callback.raw = True  # type: ignore[attr-defined]
     return callback
+
+
+class Router:
+    """Delivers the messages of one connection, on its stream's thread.
+
+    callbacks: by topic. on_control: gets every JSON object without a topic, such as an answer to a request.
+    """
+
+    def __init__(
+        self,
+        callbacks: Mapping[str, Callback],
+        stats: StreamStats,
+        log_once: LogOnce,
+        on_control: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._callbacks, self._stats, self._log_once, self._on_control = callbacks, stats, log_once, on_control
+        distinct = set(callbacks.values())
+        only = distinct.pop() if len(distinct) == 1 else None
+        self._raw_callback = only if getattr(only, "raw", False) else None
+        # A message that begins like this goes to the callback unparsed. Bybit's documentation promises no order of
+        # JSON members, so every other message is parsed, and arrives just the same.
+        common = os.path.commonprefix(list(callbacks))  # noqa: RUF071 - topics are no paths
+        self._prefix = b'{"topic":"' + common.encode()
+
+    def deliver(self, messages: Sequence[bytes]) -> int:
+        """Hands each message to its callback. Returns how many were data. Raises ConnectionLost; those before the
+        message that ends the connection are delivered and counted.
+        """
+        callback, prefix, data = self._raw_callback, self._prefix, 0
+        try:
+            for message in messages:
+                # ASCII needs no check of its UTF-8, and nearly every message of Bybit's is ASCII.
+                if callback is not None and message.startswith(prefix) and message.isascii():
+                    data += 1
+                    try:
+                        callback(message)
+                    except Exception as error:
+                        self._failed(callback, error)
+                else:
+                    data += self._parse(message)
+        finally:
+            if data:
+                self._stats.messages += data
+                self._stats.last_message = monotonic()
+        return data
+
+    def _parse(self, message: bytes) -> int:
+        """Delivers a message that is not plainly data for a raw callback. Returns 1 if it was data, else 0."""
+        try:
+            text = message.decode()
+        except UnicodeDecodeError as error:
+            # RFC 6455, 8.1: a text frame that is not UTF-8 fails the connection.
+            raise ConnectionLost(f"a frame that is not UTF-8: {shorten(message[:80])}") from error
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):
+            parsed = None
+        if not isinstance(parsed, dict):
+            if self._log_once.first("not an object"):
+                log.error("Ignoring (logged once): a frame that is not a JSON object: %s", shorten(text))
+            return 0
+        topic = parsed.get("topic")
+        if not isinstance(topic, str):
+            self._on_control(parsed)
+            return 0
+        callback = self._callbacks.get(topic)
+        if callback is None:
+            if self._log_once.first("unknown topic", topic):
+                log.error("Ignoring (logged once): messages of %s, which was not requested", shorten(topic))
+            return 0
+        try:
+            callback(message if getattr(callback, "raw", False) else parsed)
+        except Exception as error:
+            self._failed(callback, error)
+        return 1
+
+    def _failed(self, callback: Callback, error: Exception) -> None:
+        """The fault barrier around callbacks. Every failure is counted, the first of a kind is logged."""
+        self._stats.callback_failures += 1
+        name = getattr(callback, "__qualname__", repr(callback))
+        if self._log_once.first("callback", (name, type(error))):
+            log.error("callback %s failed (later failures of this kind are only counted)", name, exc_info=error)

@@ -1,5 +1,6 @@
 """What the tests share: real Redis servers, a subscriber of its own, and waiting for facts instead of sleeping."""
 
+import contextlib
 import os
 import sys
 import threading
@@ -16,30 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pytest  # noqa: E402
 import redis  # noqa: E402
 import trustme  # noqa: E402
+from vocabulary import POLL, Collector, StandIn, eventually  # noqa: E402
 
 from sandbox.redis import LocalRedis  # noqa: E402
 
-POLL = 0.01  # seconds between two looks
+__all__ = ["Subscriber", "eventually"]
+
 THREADS_END = 3.0  # seconds that a test's threads have to end once the test is over
-
-
-def eventually(check, timeout=10.0):
-    """Call `check` until it returns something true and return that; AssertionError with its last answer if never.
-
-    An AssertionError raised by `check` itself counts as "not yet".
-    """
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            last = check()
-        except AssertionError as error:
-            last = error
-        else:
-            if last:
-                return last
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s, last answer: {last!r}")
-        time.sleep(POLL)
 
 
 class Subscriber:
@@ -156,3 +140,54 @@ def certificate(authority, tmp_path, monkeypatch):
     server.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
     monkeypatch.setenv("WEBSOCKET_CLIENT_CA_BUNDLE", path)
     return str(tmp_path / "server.pem"), str(tmp_path / "server.pem")
+
+
+@pytest.fixture
+def program(tmp_path_factory):
+    """Starts programs with these settings beside those of every test; kills what is left of them.
+
+    start(redis, bybit, script, arguments, **settings): a LocalRedis and a Bybit to use, or None; main.py, or the text
+    of another script; arguments of its command line; environment variables. Returns a Program.
+    """
+    from programs import Program  # not above: programs.py imports this file
+
+    with contextlib.ExitStack() as started:
+
+        def start(redis=None, bybit=None, script="main.py", arguments=(), **settings):
+            settings = {"REDIS_HOST": "127.0.0.1", "RECONNECT_DELAY": 0.2, "RECONNECT_DELAY_MAX": 1} | settings
+            if redis:
+                settings["REDIS_PORT"] = redis.port
+            if redis and redis.password:
+                settings["REDIS_PASSWORD"] = redis.password
+            if bybit:
+                settings["BYBIT_WS_URL"] = bybit.url
+            directory = tmp_path_factory.mktemp("program")
+            if script != "main.py":
+                (directory / "script.py").write_text(script, encoding="utf-8")
+                script = directory / "script.py"
+            return started.enter_context(Program(settings, directory, script, arguments))
+
+        yield start
+
+
+@pytest.fixture
+def exchange():
+    """A stand-in for Bybit that sends only what a test lets it send."""
+    with StandIn(rate=0, record=True) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def tls_exchange(certificate):
+    """The same over TLS, with a certificate that is trusted."""
+    with StandIn(rate=0, record=True, tls=certificate) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def collector(exchange, caplog):
+    """Streams of `exchange`, none yet. They are stopped at the end."""
+    caplog.set_level("INFO")
+    made = Collector(exchange, caplog)
+    yield made
+    made.stops()

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import callbacks
+from relay.events import encoded
 from relay.kinds import KINDS, ORDERBOOK
-from relay.publisher import Publisher, encoded
+from relay.redis.publisher import Publisher
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [kind.name for kind in KINDS]

@@ -24,7 +24,7 @@ DEPLOY = ROOT / "deploy"
 UNITS = ("bybit-collector.service", "bybit-collector@.service")
 PROGRAM = {
     *ROOT.glob("*.py"),
-    *(path for name in ("callbacks", "conf", "relay") for path in (ROOT / name).glob("*.py")),
+    *(path for name in ("callbacks", "conf", "ops", "relay") for path in (ROOT / name).rglob("*.py")),
 }
 EXPOSURE = 20  # tenths of systemd's points, from 0, safe, to 100
 OWN_MEMORY = 128  # MiB that a collector takes beside its full buffer, generously
@@ -436,7 +436,7 @@ def test_supervisor_keeps_the_collector_running(staged, redis_server, short_fold
             assert "stopped" in supervisor.ctl("stop", "bybit-collector")
             assert "STOPPED" in supervisor.ctl("status")
             assert supervisor.logged("stopped: bybit-collector (exit status 0)")
-            assert "Stopping because of SIGTERM" in supervisor.said.read_text(encoding="utf-8").splitlines()[-1]
+            assert "Stopping on SIGTERM" in supervisor.said.read_text(encoding="utf-8").splitlines()[-1]
 
             (home / ".env").write_text(settings + "SYMBOLS=a b\n", encoding="utf-8")
             supervisor.ctl("start", "bybit-collector")
@@ -476,8 +476,8 @@ def test_the_builder_gets_the_program_and_no_more():
     assert sorted(sources) == sorted(allowed)
     assert (ROOT / ".dockerignore").read_text(encoding="utf-8").count("\n*\n") == 1
     copied = {path for name in sources for path in ROOT.glob(name)}
-    assert {*copied, *(path for folder in copied for path in folder.glob("*.py"))} >= PROGRAM
-    assert not any(path.name.startswith(".") or path.name in ("tests", "local", "bench") for path in copied)
+    assert {*copied, *(path for folder in copied for path in folder.rglob("*.py"))} >= PROGRAM
+    assert not any(path.name.startswith(".") or path.name in ("tests", "sandbox", "bench") for path in copied)
 
 
 def test_hadolint_finds_nothing_to_complain_of():

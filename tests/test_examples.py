@@ -1,4 +1,4 @@
-"""The examples at work: their books against the exchange's, their files against what was published."""
+"""The examples: their books are compared with the exchange's, their files with what was published."""
 
 import gzip
 import json
@@ -13,16 +13,13 @@ from datetime import UTC, datetime
 from unittest.mock import Mock
 
 import pytest
-import test_main
 import websocket
 from conftest import eventually
-from test_main import ROOT, by_topic, channel_of
+from programs import ROOT, by_topic, channel_of
 
 from examples import recorder
 from examples.orderbook import follow
 from sandbox.bybit import Bybit
-
-program = test_main.program
 
 PREFIX = "stream:bybit"
 BOOKS, STATUS = f"{PREFIX}_orderbook", f"{PREFIX}_status"
@@ -32,7 +29,7 @@ TOPICS = (TOPIC, "orderbook.50.ETHUSDT")
 
 @pytest.fixture
 def example():
-    """Starts an example as its user does; its output is in `output()`. What is left of it is killed."""
+    """Starts an example as its user does, and kills it after the test."""
     started = []
 
     def start(name, *args, server):
@@ -65,7 +62,7 @@ def listeners(client, channel=STATUS):
 
 
 class Consumer:
-    """The order-book example on the test's own thread: it goes on only inside until() and settle()."""
+    """The order-book example on the test's own thread: it reads messages only inside until()."""
 
     def __init__(self, server):
         self.books = {}
@@ -89,7 +86,7 @@ class Consumer:
             next(self._following)
 
     def give(self, message):
-        """Publishes a message, or an event, and waits until it was taken."""
+        """Publishes a message or an event, and waits until the example has processed it."""
         for one in (message, frame(len(self.books), "snapshot", topic="orderbook.1.MARK")):
             self.publisher.publish(BOOKS if "topic" in one else STATUS, json.dumps(one))
         self.books.pop("orderbook.1.MARK", None)
@@ -99,7 +96,7 @@ class Consumer:
         return all(topic in self.books and self.books[topic].synced for topic in topics)
 
     def check(self, bybit):
-        """Halts the market; each book is what somebody gets who subscribes now."""
+        """Halts the market; each book must equal the snapshot that a new subscriber gets."""
         rate, bybit.rate = bybit.rate, 0
         bybit.run(lambda: None)  # no burst is under way
         for topic in TOPICS:
@@ -144,7 +141,7 @@ def event(name, topics=(), **more):
 
 
 def test_the_books_are_the_exchanges(program, redis_server):
-    """At several moments, and when the connection that they came over is lost: out of sync, then right again."""
+    """At several moments, and after their connection was lost: out of sync, then correct again."""
     with Bybit(rate=1000) as bybit, Consumer(redis_server) as consumer:
         program(redis_server, bybit, SYMBOLS="BTCUSDT,ETHUSDT", RECONNECT_DELAY=0.01, STALL_TIMEOUT=2.5)
         consumer.until(consumer.synced)
@@ -160,12 +157,12 @@ def test_the_books_are_the_exchanges(program, redis_server):
 
 
 def test_the_books_survive_a_restart_of_redis(program, own_redis):
-    """The collector waits for its subscribers, so nothing is missing, and no snapshot is needed to know that."""
+    """The collector waits for its subscribers: nothing is missing, and the next delta proves it without a snapshot."""
     with Bybit(rate=1000) as bybit, Consumer(own_redis) as consumer:
         program(own_redis, bybit, SYMBOLS="BTCUSDT,ETHUSDT")
         consumer.until(consumer.synced)
         consumer.check(bybit)
-        bybit.rate = 0  # what a dying Redis has in hand is lost, and that is not what this is about
+        bybit.rate = 0  # a killed Redis loses what it has not delivered yet, which is not the subject here
         consumer.check(bybit)
         link = connection_of(bybit, TOPIC)
         own_redis.kill()
@@ -177,7 +174,7 @@ def test_the_books_survive_a_restart_of_redis(program, own_redis):
         assert connection_of(bybit, TOPIC) is link
 
 
-# What comes after the message with u = 10, and whether the book is in sync then.
+# What follows the message with u = 10, and whether the book is in sync after each.
 HISTORIES = {
     "all in order": [(frame(11), True), (frame(12), True), (frame(13, "snapshot"), True), (frame(14), True)],
     "a gap": [(frame(12), False), (frame(13), False), (frame(20, "snapshot"), True), (frame(21), True)],
@@ -186,17 +183,21 @@ HISTORIES = {
     "the last ones come again after a gap": [(frame(12), False), (frame(10), False), (frame(11), True)],
     "u lower, and yet new": [(frame(5) | {"data": frame(5)["data"] | {"seq": 2000}}, False), (frame(6), False)],
     "Bybit's service restarts": [(frame(1), True), (frame(2), True), (frame(11), False)],
-    "lost": [(event("lost", TOPICS, why="…", since=None), False), (frame(99), False), (frame(7, "snapshot"), True)],
-    "stalled": [(event("stalled", [TOPIC], why="…", since=1), False), (frame(7, "snapshot"), True), (frame(8), True)],
-    "another stream is lost": [(event("lost", ["publicTrade.BTCUSDT"], why="…", since=1), True), (frame(11), True)],
-    "another book is lost": [(event("lost", TOPICS[1:], why="…", since=1), True), (frame(11), True)],
+    "lost": [(event("lost", TOPICS, reason="…", since=None), False), (frame(99), False), (frame(7, "snapshot"), True)],
+    "stalled": [
+        (event("stalled", [TOPIC], reason="…", since=1), False),
+        (frame(7, "snapshot"), True),
+        (frame(8), True),
+    ],
+    "another stream is lost": [(event("lost", ["publicTrade.BTCUSDT"], reason="…", since=1), True), (frame(11), True)],
+    "another book is lost": [(event("lost", TOPICS[1:], reason="…", since=1), True), (frame(11), True)],
     "stopped": [(event("stopped"), False), (frame(7, "snapshot"), True), (frame(8), True)],
     "dropped": [(event("dropped", channel=BOOKS, messages=5), False), (frame(13), False), (frame(14), False)],
     "dropped, but not of this book": [(event("dropped", channel=BOOKS, messages=5), False), (frame(11), True)],
     "other events": [
         (event("subscribed", TOPICS), True),
-        (event("refused", ["orderbook.50.NONE"], words="…"), True),
-        (event("redis_back", away=1.5, held=10), True),
+        (event("rejected", ["orderbook.50.NONE"], reason="…"), True),
+        (event("redis_reconnected", outage_seconds=1.5, buffered=10), True),
         (event("of a later version", TOPICS), True),
         (frame(11), True),
     ],
@@ -233,7 +234,7 @@ def test_a_book_is_sorted_and_keeps_the_numbers_as_bybit_wrote_them(redis_server
 
 
 def test_a_book_is_in_doubt_when_our_connection_breaks(redis_server):
-    """Its next delta tells whether anything was missed meanwhile."""
+    """The next delta shows whether messages were missed."""
     with Consumer(redis_server) as consumer:
         consumer.give(frame(10, "snapshot"))
         book = consumer.books[TOPIC]
@@ -252,44 +253,53 @@ def test_a_book_is_in_doubt_when_our_connection_breaks(redis_server):
 
 
 def test_the_program_prints_the_best_prices(example, own_redis):
-    """It starts without Redis, and comes back when it is cut off."""
+    """It starts without Redis, and reconnects after a disconnect."""
     output = b""
 
-    def says(words):
+    def prints(words):
         nonlocal output
         output += process.stdout.read() or b""
         return words in output
 
     own_redis.kill()
     process = example("orderbook.py", server=own_redis)
-    eventually(lambda: says(b"Redis: "))
+    eventually(lambda: prints(b"Redis: "))
     own_redis.start()
     with own_redis.client() as client:
         eventually(lambda: listeners(client))
+        eventually(lambda: prints(b"waiting for messages on stream:bybit_orderbook: is the collector running?"))
         client.publish(BOOKS, json.dumps(frame(10, "snapshot", asks=[["100.20", "3"]])))
-        eventually(lambda: says(b"orderbook.50.BTCUSDT 100.10 x 10 | 100.20 x 3, "))
+        eventually(lambda: prints(b"orderbook.50.BTCUSDT 100.10 x 10 | 100.20 x 3, "))
         client.client_kill_filter(_type="pubsub")
-        eventually(lambda: says(b"orderbook.50.BTCUSDT not in sync\n"))
+        eventually(lambda: prints(b"orderbook.50.BTCUSDT waiting for a snapshot: restart the collector"))
         eventually(lambda: listeners(client))
         client.publish(BOOKS, json.dumps(frame(11)))
-        eventually(lambda: says(b"orderbook.50.BTCUSDT 100.10 x 11 | 100.20 x 3, "))
-    assert not says(b"Traceback")
-    assert end(process, signal.SIGTERM) == -signal.SIGTERM
+        eventually(lambda: prints(b"orderbook.50.BTCUSDT 100.10 x 11 | 100.20 x 3, "))
+    assert end(process, signal.SIGINT) == 0
+    assert not prints(b"Traceback")
+
+
+@pytest.mark.parametrize("name", ["orderbook.py", "recorder.py"])
+def test_help_says_what_the_example_does(name):
+    command = [sys.executable, f"examples/{name}", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 0
+    assert "REDIS_HOST" in result.stdout
 
 
 # The recorder.
 
 
 def read(directory, torn=()):
-    """What is in the files, by channel; and how often the recorder says that it has subscribed.
+    """The messages in the files, by channel; and how often the recorder has subscribed.
 
-    In the files of `torn`, and only there, the end may be missing, and a part of a line is not counted."""
+    Only the files in `torn` may be truncated; a partial line at their end is left out."""
     found, starts, last = defaultdict(list), 0, {}
     for path in sorted(directory.glob("*/*")):
         kind, clock = path.name.removesuffix(".tsv.gz").split(".", 1)
         channel = kind.replace("stream-bybit_", f"{PREFIX}_")
         lines, whole = read_file(path)
-        assert whole or path in torn, f"{path} is torn, or just being written"
+        assert whole or path in torn, f"{path} is truncated, or just being written"
         if not whole and not lines[-1].endswith(b"\n"):
             lines.pop()
         for line in lines:
@@ -309,7 +319,7 @@ def read(directory, torn=()):
 
 
 def read_file(path):
-    """The lines that Python's gzip finds, the last maybe only a part of one; and whether it was content at the end."""
+    """The lines that Python's gzip reads, the last possibly partial; and whether the file is complete."""
     lines = []
     try:
         with gzip.open(path) as file:
@@ -352,7 +362,7 @@ def subscribed(server):
 
 
 def test_the_recorder_keeps_everything_across_restarts(example, own_redis, source, tmp_path):
-    """Its own, and those of Redis: byte for byte, in order, in one file a channel and run."""
+    """Its own restarts and those of Redis: byte for byte, in order, one file per channel and run."""
     files = {}
     for number in (signal.SIGTERM, signal.SIGINT):
         process = example("recorder.py", tmp_path, "--flush", 0.1, server=own_redis)
@@ -376,7 +386,7 @@ def test_the_recorder_keeps_everything_across_restarts(example, own_redis, sourc
 
 
 def test_the_recorder_writes_at_its_end(example, own_redis, source, tmp_path):
-    """Though the time for it has not come, and while Redis is away."""
+    """Before the next write is due, and while Redis is unavailable."""
     process = example("recorder.py", tmp_path, "--flush", 1000, server=own_redis)
     subscribed(own_redis)
     source.publish(50)
@@ -387,7 +397,7 @@ def test_the_recorder_writes_at_its_end(example, own_redis, source, tmp_path):
 
 
 def test_what_was_written_survives_a_kill(example, own_redis, source, tmp_path):
-    """Whole up to the last time of writing; and a file whose last write was torn is left as it is by the next run."""
+    """Complete up to the last write; the next run does not touch a file whose last write was truncated."""
     process = example("recorder.py", tmp_path, "--flush", 0.1, server=own_redis)
     subscribed(own_redis)
     source.publish(100)
@@ -395,7 +405,7 @@ def test_what_was_written_survives_a_kill(example, own_redis, source, tmp_path):
     source.publish(400)
     assert end(process, signal.SIGKILL) == -signal.SIGKILL
     files = list(tmp_path.glob("*/*"))
-    before, _ = read(tmp_path, torn=files)  # the kill may itself have come in the midst of a write
+    before, _ = read(tmp_path, torn=files)  # the kill may have interrupted a write
     assert all(before[channel] == lines[: len(before[channel])] for channel, lines in source.published.items())
     assert all(len(lines) >= 20 for lines in before.values())
 
@@ -415,8 +425,8 @@ def test_what_was_written_survives_a_kill(example, own_redis, source, tmp_path):
     assert len(list(tmp_path.glob("*/*"))) == 2 * len(files)
 
 
-def test_wherever_a_file_is_torn_all_before_is_read(tmp_path):
-    """Each time of writing makes a gzip member: Python and gzip itself give all whole ones, then they complain."""
+def test_everything_before_a_truncation_is_readable(tmp_path):
+    """Each write is a gzip member: Python and gzip read all complete ones, then report an error."""
     texts, ends = [b"one", os.urandom(50).hex().encode(), b"three" * 50], []
 
     def found():
@@ -460,7 +470,7 @@ def test_at_midnight_utc_a_new_file_begins(tmp_path, monkeypatch):
 
 
 def test_all_that_bybit_sent_is_recorded(program, example, redis_server, tmp_path):
-    """With the collector between; and its gaps are told in the status file."""
+    """With the collector between, whose gaps are in the status file."""
     process = example("recorder.py", tmp_path, "--flush", 0.1, server=redis_server)
     subscribed(redis_server)
     with Bybit(rate=2000, record=True) as bybit:
@@ -469,7 +479,7 @@ def test_all_that_bybit_sent_is_recorded(program, example, redis_server, tmp_pat
         old = connection_of(bybit, TOPIC)
         old.drop()
         bybit.wait(lambda: (new := connection_of(bybit, TOPIC)) not in (None, old) and new.count > 50)
-        code, _ = collector.end()
+        code, _ = collector.stop()
         assert code == 0, collector.log
         bybit.wait(lambda: all(connection.closed for connection in bybit.connections))
         sent = by_topic(text.encode() for connection in bybit.connections for text in connection.sent)
@@ -479,9 +489,9 @@ def test_all_that_bybit_sent_is_recorded(program, example, redis_server, tmp_pat
     events = [json.loads(line) for line in found.pop(STATUS)]
     got = by_topic(line for lines in found.values() for line in lines)
     for topic, lines in got.items():
-        # What was on its way when the collector ended is not there.
+        # What was in flight when the collector ended is missing.
         assert lines == sent[topic][: len(lines)]
         assert set(lines) <= set(found[channel_of(topic)])
     assert got.keys() == sent.keys()
-    told = [(one["event"], one["topics"]) for one in events if TOPIC in one["topics"] or one["event"] == "stopped"]
-    assert told == [("subscribed", [TOPIC]), ("lost", [TOPIC]), ("subscribed", [TOPIC]), ("stopped", [])]
+    announced = [(one["event"], one["topics"]) for one in events if TOPIC in one["topics"] or one["event"] == "stopped"]
+    assert announced == [("subscribed", [TOPIC]), ("lost", [TOPIC]), ("subscribed", [TOPIC]), ("stopped", [])]

@@ -1,24 +1,28 @@
-"""The whole way under random faults on both ends at once: nothing is lost that was received, and order is kept."""
+"""The whole way under random faults on both ends at once: nothing is lost that was received, and order is kept.
+
+The seed of a failed run is in its name: `FAULT_SEED=1234 pytest tests/test_faults.py` repeats its choices.
+"""
 
 import json
+import os
 import random
-import socket
-import threading
 import time
-from functools import partial
 
 import pytest
 from conftest import Subscriber, eventually
+from vocabulary import TIMER, message
 
-import main
-from relay import connection
-from relay import publisher as publisher_module
-from relay.connection import Connection, Pacer, close_all, raw
-from relay.publisher import Publisher
-from sandbox.bybit import Bybit
+from relay.backoff import Backoff
+from relay.bybit.health import Timeouts
+from relay.dispatch import raw
+from relay.redis import link
+from relay.redis.publisher import Publisher
 
 CHANNEL, TOPIC = "test:faults", "publicTrade.BTCUSDT"
 SECONDS = 3.0  # of faults in a run
+SEEDS = (
+    [int(os.environ["FAULT_SEED"])] if "FAULT_SEED" in os.environ else [0, 1, 2, 3, *random.sample(range(1 << 32), 4)]
+)
 # What Bybit's end does to a connection, and whether what it had sent must have arrived all the same.
 BYBIT_FAULTS = {
     "drop": True,
@@ -26,37 +30,34 @@ BYBIT_FAULTS = {
     "reset": False,
     "freeze": False,
     "freeze_inside_frame": False,
-    "garble": False,
-    "babble": True,
+    "invalid frame": False,
+    "garbage": True,
 }
 
 
 class Run:
     """A stream and a publisher in this process, between a stand-in for Bybit and a real Redis."""
 
-    def __init__(self, seed, bybit, redis, monkeypatch):
-        self.chance = random.Random(seed)
-        self.bybit, self.redis = bybit, redis
-        self.number = 0  # messages sent by Bybit's end
+    def __init__(self, seed, exchange, collector, redis):
+        self.chance = random.Random(int(seed))
+        self.exchange, self.redis = exchange, redis
+        self.sent = 0  # messages that Bybit's end sent; each bears its number
         self.received = []  # numbers, as the callback got them
         self.faults = {}  # by connection: what ended it
-        self.killed_at = []  # numbers published when Redis was killed
-        self.publisher = Publisher("127.0.0.1", redis.port)
-        monkeypatch.setattr(main, "stop", threading.Event())
-        options = {"testnet": True, "url": bybit.url, "stop": main.stop, "flush": self.publisher.flush}
-        monkeypatch.setattr(main, "connect", partial(Connection, "linear", **options))
-        args = (f"Faults{seed}", main.subscribe_trades, ("BTCUSDT", raw(lambda message: self.take(message))), {})
-        self.thread = threading.Thread(target=main.run_stream, args=args)
+        self.killed_at = []  # numbers received when Redis was killed
+        timeouts = link.Timeouts(reply=0.6, probe=0.05, grace=5.0)
+        collector.sink = self.publisher = Publisher("127.0.0.1", redis.port, timeouts=timeouts)
+        self.publisher.start()
+        collector.streams("publicTrade", "BTCUSDT", callback=raw(lambda text: self.take(text)))
 
-    def take(self, message):
-        number = json.loads(message)["ts"]
+    def take(self, text):
+        number = json.loads(text)["ts"]
         self.received.append(number)
         self.publisher.publish(CHANNEL, b"%d" % number)
 
     def send(self):
-        text = f'{{"topic":"{TOPIC}","type":"snapshot","ts":{self.number},"data":[]}}'
-        self.bybit.publish(text)
-        self.number += 1
+        self.exchange.publish(message(TOPIC, self.sent))
+        self.sent += 1
 
     def send_for(self, seconds):
         end = time.monotonic() + seconds
@@ -65,88 +66,96 @@ class Run:
                 self.send()
             time.sleep(0.002)
 
+    def live_connections(self):
+        return [one for one in self.exchange.open_connections() if one not in self.faults and one.topics]
+
     def fault(self):
-        live = [one for one in self.bybit.connections if one.closed is None and one not in self.faults and one.topics]
+        live = self.live_connections()
         if live and self.chance.random() < 0.5:
-            one, fault = live[-1], self.chance.choice(list(BYBIT_FAULTS))
-            if fault == "babble":
-                for text in ("", "no JSON", "[]", '{"op":"?"}'):
-                    one.send(text)
-                return
-            self.faults[one] = fault
-            if fault == "garble":
-                one.send_raw(b"\xff\xff\xff\xff")
-            else:
-                getattr(one, fault)()
+            self.fault_of_bybit(live[-1], self.chance.choice(list(BYBIT_FAULTS)))
+        else:
+            self.fault_of_redis(self.chance.choice(["pause", "cut", "kill", "restart"]))
+
+    def fault_of_bybit(self, connection, fault):
+        if fault == "garbage":
+            for text in ("", "no JSON", "[]", '{"op":"?"}'):
+                connection.send(text)
             return
-        fault = self.chance.choice(["pause", "cut", "kill", "restart"])
+        self.faults[connection] = fault
+        if fault == "invalid frame":
+            connection.send_raw(b"\xff\xff\xff\xff")
+        else:
+            getattr(connection, fault)()
+
+    def fault_of_redis(self, fault):
         if fault == "pause":
             self.redis.pause()
             self.send_for(self.chance.uniform(0.05, 1.0))
             self.redis.resume()
-        elif fault == "cut" and (live_socket := self.publisher._socket):
-            try:
-                live_socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it was just being replaced
-        elif fault in ("kill", "restart"):
+        elif fault == "cut":
+            with self.redis.client() as client:
+                client.client_kill_filter(_type="normal", skipme=True)
+        else:
             getattr(self.redis, "kill" if fault == "kill" else "stop")()
             self.killed_at.append(len(self.received))
             self.send_for(self.chance.uniform(0.05, 0.4))
             self.redis.start()
 
+    def wait_for_probes(self, count):
+        """Until the publisher has asked Redis so many times who is subscribed."""
 
-@pytest.mark.parametrize("seed", range(8))
-def test_all_that_was_received_arrives_in_order_at_least_once(seed, own_redis, monkeypatch):
-    monkeypatch.setattr(main, "RECONNECT_DELAY", 0.02)
-    monkeypatch.setattr(main, "RECONNECT_DELAY_MAX", 0.1)
-    monkeypatch.setattr(connection, "pacer", Pacer(10_000, 300))
-    monkeypatch.setattr(connection, "TICK", 0.02)
-    monkeypatch.setattr(connection, "PING_INTERVAL", 0.1)
-    monkeypatch.setattr(connection, "SILENCE_TIMEOUT", 0.6)
-    monkeypatch.setattr(publisher_module, "ANSWER_TIMEOUT", 0.6)
-    monkeypatch.setattr(publisher_module, "PROBE_INTERVAL", 0.05)
-    monkeypatch.setattr(publisher_module, "HOLD", 5.0)
-    with (
-        Bybit(rate=0, record=True) as bybit,
-        Subscriber(own_redis, CHANNEL, reconnect=True) as subscriber,
-    ):
-        run = Run(seed, bybit, own_redis, monkeypatch)
-        run.publisher.start()
-        run.thread.start()
+        def probes():
+            with self.redis.client() as client:
+                return client.info("commandstats").get("cmdstat_pubsub|numsub", {"calls": 0})["calls"]
+
+        before = probes()
+        eventually(lambda: probes() >= before + count)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_all_that_was_received_arrives_in_order_at_least_once(seed, exchange, collector, own_redis):
+    print(f"seed {seed}")
+    collector.timeouts = Timeouts(timer=TIMER, ping_interval=0.1, silence=0.6)
+    collector.backoff = lambda: Backoff(0.02, 0.1)
+    with Subscriber(own_redis, CHANNEL, reconnect=True) as subscriber:
+        run = Run(seed, exchange, collector, own_redis)
         try:
-            bybit.wait(lambda: bybit.connections and bybit.connections[-1].topics)
+            exchange.subscribed()
             run.send()
-            eventually(lambda: run.publisher._audience.get(CHANNEL.encode()))
+            eventually(lambda: subscriber.messages)
+            run.wait_for_probes(
+                3
+            )  # it knows the subscriber: a restarted Redis is not sent the backlog before it is back
             end = time.monotonic() + SECONDS
             while time.monotonic() < end:
                 run.send_for(run.chance.uniform(0.02, 0.2))
                 run.fault()
-            at = len(bybit.connections)
-            bybit.wait(lambda: any(one.topics and one not in run.faults for one in bybit.connections[at - 1 :]), 20)
+            exchange.wait(run.live_connections, 20)
             run.send()
-            eventually(lambda: run.received and run.received[-1] == run.number - 1, 20)
-            eventually(lambda: subscriber.messages and int(subscriber.messages[-1][1]) == run.number - 1, 20)
+            eventually(lambda: run.received and run.received[-1] == run.sent - 1, 20)
+            eventually(lambda: subscriber.messages and int(subscriber.messages[-1][1]) == run.sent - 1, 20)
         finally:
-            main.stop.set()
-            close_all()
-            run.thread.join(10)
+            collector.stops()
             assert run.publisher.stop(time.monotonic() + 5) == 0
-        assert not run.thread.is_alive()
+    check_way_to_callback(run)
+    check_way_to_subscriber(run, [int(payload) for payload in subscriber.of(CHANNEL)])
 
-    # From Bybit to the callback: in order, once, and of each connection all but what its own fault took with it.
+
+def check_way_to_callback(run):
+    """In order, once, and of each connection all but what its own fault took with it."""
     assert run.received == sorted(set(run.received))
     got = set(run.received)
-    for one in bybit.connections:
-        sent = [json.loads(text)["ts"] for text in one.sent if TOPIC in text]
-        there = [number in got for number in sent]
+    for one in run.exchange.connections:
+        there = [json.loads(text)["ts"] in got for text in one.sent if TOPIC in text]
         assert there == sorted(there, reverse=True), "a hole inside a connection"
-        if BYBIT_FAULTS.get(run.faults.get(one), True) and one is not bybit.connections[-1]:
+        if BYBIT_FAULTS.get(run.faults.get(one), True) and one is not run.exchange.connections[-1]:
             assert all(there), f"lost at {run.faults.get(one)}"
 
-    # From the callback to the subscriber: in order, at least once. When Redis is killed or stopped, what it had
-    # confirmed and not yet delivered dies with it; nothing else may be missing.
-    arrived = [int(payload) for payload in subscriber.of(CHANNEL)]
+
+def check_way_to_subscriber(run, arrived):
+    """In order, at least once. When Redis is killed or stopped, what it had confirmed and not yet delivered dies with
+    it; nothing else may be missing.
+    """
     firsts = list(dict.fromkeys(arrived))
     assert firsts == sorted(firsts)
     missing = [index for index, number in enumerate(run.received) if number not in set(firsts)]

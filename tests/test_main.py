@@ -1,26 +1,19 @@
 """main.py as its user runs it: the real program in a process of its own, between the stand-in for Bybit and a Redis."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 from conftest import Subscriber, eventually
+from programs import ROOT, by_topic, channel_of, topic_of
 
 from sandbox.bybit import Bybit
 from sandbox.redis import LocalRedis, free_port
 
-ROOT = Path(__file__).resolve().parent.parent
 FRAMES = ROOT.parent / "shared" / "frames" / "linear-2026-08.tsv"
 STOP = 5.0  # seconds that the program may take to end
-LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (\w+) \[([^]]+)\] (.*)")
-CHANNELS = {"orderbook": "orderbook", "publicTrade": "trades", "tickers": "ticker", "allLiquidation": "liquidations"}
 OPTIONS = ["BTC-25JUN27-106000-P-USDT", "BTC-25JUN27-106000-C-USDT", "ETH-25JUN27-4000-C-USDT"]
 SYMBOLS = {
     "linear": ["BTCUSDT", "ETHUSDT"],
@@ -28,87 +21,6 @@ SYMBOLS = {
     "inverse": ["BTCUSD", "ETHUSD"],
     "option": OPTIONS,
 }
-
-
-class Program:
-    """`python main.py`, or another script, from the repository's root. What it says is in `log` and `output`."""
-
-    def __init__(self, directory, settings, script="main.py"):
-        self._stderr, self._stdout = directory / "stderr", directory / "stdout"
-        with self._stderr.open("wb") as stderr, self._stdout.open("wb") as stdout:
-            self.process = subprocess.Popen(
-                [sys.executable, script],
-                cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(ROOT)} | {name: str(value) for name, value in settings.items()},
-                stdin=subprocess.PIPE,
-                stdout=stdout,
-                stderr=stderr,
-            )
-
-    @property
-    def log(self):
-        return self._stderr.read_text(encoding="utf-8")
-
-    @property
-    def output(self):
-        return self._stdout.read_text(encoding="utf-8")
-
-    def lines(self, level=None):
-        """(thread, text) of each line of the log; fails on one that is not in the log's format."""
-        found = [LINE.fullmatch(line) for line in self.log.splitlines()]
-        assert all(found), self.log
-        return [(line[2], line[3]) for line in found if level in (None, line[1])]
-
-    def says(self, words, times=1):
-        """Waits until the log says it."""
-
-        def said():
-            assert self.log.count(words) >= times, self.log
-            return True
-
-        eventually(said, 20)
-
-    def go_on(self):
-        """Gives the script the line on stdin that it waits for."""
-        self.process.stdin.write(b"\n")
-        self.process.stdin.flush()
-
-    def ends(self, timeout=20.0):
-        """Waits for its end; returns the exit code and the seconds that took."""
-        began = time.monotonic()
-        return self.process.wait(timeout), time.monotonic() - began
-
-    def end(self, number=signal.SIGTERM):
-        """Sends a signal and waits."""
-        self.process.send_signal(number)
-        return self.ends()
-
-
-@pytest.fixture
-def program(tmp_path):
-    """Starts the program with these settings beside those of every test here; what is left of it is killed."""
-    started = []
-
-    def start(redis=None, bybit=None, script="main.py", **settings):
-        settings = {"REDIS_HOST": "127.0.0.1", "RECONNECT_DELAY": 0.2, "RECONNECT_DELAY_MAX": 1} | settings
-        if redis:
-            settings["REDIS_PORT"] = redis.port
-        if redis and redis.password:
-            settings["REDIS_PASSWORD"] = redis.password
-        if bybit:
-            settings["BYBIT_WS_URL"] = bybit.url
-        if script != "main.py":
-            path = tmp_path / "script.py"
-            path.write_text(script, encoding="utf-8")
-            script = path
-        started.append(Program(tmp_path, settings, script))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.process.stdin.close()
-        one.process.kill()
-        one.process.wait()
 
 
 @pytest.fixture
@@ -132,21 +44,6 @@ def flush(redis, subscriber):
         publisher.publish("mark", "mark")
     eventually(lambda: subscriber.of("mark"))
     return data(subscriber)
-
-
-def topic_of(payload):
-    return json.loads(payload)["topic"]
-
-
-def by_topic(payloads):
-    found = defaultdict(list)
-    for payload in payloads:
-        found[topic_of(payload)].append(payload)
-    return dict(found)
-
-
-def channel_of(topic, prefix="stream:bybit"):
-    return f"{prefix}_{CHANNELS[topic.partition('.')[0]]}"
 
 
 def recorded():
@@ -192,7 +89,7 @@ def test_a_recording_of_bybit_arrives_byte_for_byte(program):
         collector = program(redis, bybit, ORDERBOOK_DEPTH=200, SYMBOLS=",".join(symbols))
         total = sum(map(len, expected.values()))
         eventually(lambda: len(data(subscriber)) >= total, 30)
-        code, seconds = collector.end()
+        code, seconds = collector.stop()
         assert (code, seconds < STOP) == (0, True), collector.log
         messages = flush(redis, subscriber)
     assert by_topic(payload for _, payload in messages) == expected
@@ -241,7 +138,7 @@ def test_a_signal_under_load_ends_it_with_nothing_lost(program, redis_server, su
         bybit.wait(lambda: {topic for connection in bybit.connections for topic in connection.topics} >= topics, 20)
         eventually(lambda: len(data(subscriber)) > 1000, 30)
         eventually(lambda: {topic_of(payload) for _, payload in data(subscriber)} == topics, 30)
-        code, seconds = collector.end(number)
+        code, seconds = collector.stop(number)
         assert (code, seconds < STOP) == (0, True), collector.log
         bybit.wait(lambda: all(connection.closed for connection in bybit.connections))
         sent, paths = sent_by(bybit), {connection.path for connection in bybit.connections}
@@ -250,14 +147,14 @@ def test_a_signal_under_load_ends_it_with_nothing_lost(program, redis_server, su
     assert sent.keys() == topics
     assert paths == {f"/v5/public/{category}"}
     assert sorted(asked) == sorted(topics), "spot and option have no liquidations, and nothing is asked for twice"
-    assert collector.lines()[-1] == ("MainThread", f"Stopping because of {number.name}")
+    assert collector.lines()[-1] == ("MainThread", f"Stopping on {number.name}")
 
 
 def test_it_ends_in_time_though_neither_end_can_be_reached(program):
     collector = program(REDIS_PORT=free_port(), BYBIT_WS_URL=f"ws://127.0.0.1:{free_port()}")
-    collector.says("is away")
-    collector.says("No connection", times=8)
-    code, seconds = collector.end()
+    collector.wait_for_log("Lost Redis at")
+    collector.wait_for_log("Lost Bybit", times=8)
+    code, seconds = collector.stop()
     assert (code, seconds < STOP) == (0, True), collector.log
     assert "Traceback" not in collector.log
 
@@ -270,8 +167,8 @@ def test_a_redis_that_hangs_costs_the_messages_and_a_second_signal_ends_it_at_on
         own_redis.pause()
         bybit.wait(lambda: sum(connection.count for connection in bybit.connections) > len(data(subscriber)) + 100)
         collector.process.send_signal(signal.SIGTERM)
-        collector.says("Stopping")
-        code, seconds = collector.end()
+        collector.wait_for_log("Stopping")
+        code, seconds = collector.stop()
         own_redis.resume()
     assert code == -signal.SIGTERM, collector.log
     assert seconds < STOP / 2
@@ -283,11 +180,11 @@ def test_what_must_be_left_behind_is_counted_and_makes_the_exit_code(program):
     with Bybit(replay=FRAMES, speed=0) as bybit:
         collector = program(bybit=bybit, REDIS_PORT=free_port(), ORDERBOOK_DEPTH=200, SYMBOLS="BTCUSDT,ETHUSDT")
         bybit.wait(lambda: sum(connection.count for connection in bybit.connections) > frames // 3, 20)
-        code, seconds = collector.end()
+        code, seconds = collector.stop()
         sent = sum(connection.count for connection in bybit.connections)
     assert code == 1, collector.log
     assert STOP - 0.5 < seconds < STOP + 3
-    left = re.search(r"(\d+) messages could not be handed to Redis and are lost\n\Z", collector.log)
+    left = re.search(r"(\d+) messages could not be delivered to Redis and are lost\n\Z", collector.log)
     assert 0 < int(left[1]) <= sent
 
 
@@ -299,14 +196,14 @@ def test_redis_away_at_the_start_loses_nothing(program):
     with Bybit(replay=FRAMES, speed=0) as bybit:
         symbols = "BTCUSDT,ETHUSDT,SOLUSDT,DOGEUSDT"
         collector = program(redis, bybit, ORDERBOOK_DEPTH=200, SYMBOLS=symbols)
-        collector.says("is away")
+        collector.wait_for_log("Lost Redis at")
         bybit.wait(lambda: sum(connection.count for connection in bybit.connections) == total, 30)
         # Nobody is subscribed before Redis is up: the program must not find it before our subscriber does.
         collector.process.send_signal(signal.SIGSTOP)
         with redis, Subscriber(redis, "stream:bybit_*", "mark") as subscriber:
             collector.process.send_signal(signal.SIGCONT)
             eventually(lambda: len(data(subscriber)) >= total, 30)
-            code, _ = collector.end()
+            code, _ = collector.stop()
             messages = flush(redis, subscriber)
     assert code == 0, collector.log
     assert by_topic(payload for _, payload in messages) == expected
@@ -319,10 +216,10 @@ def test_a_redis_that_does_not_let_it_in_at_the_start_ends_it(program, password)
     """With code 2 and a sentence that shows no password: waiting would not help."""
     with LocalRedis(password="the-right-one") as redis, Bybit(rate=100) as bybit:
         collector = program(bybit=bybit, REDIS_PORT=redis.port, REDIS_PASSWORD=password)
-        code, _ = collector.ends()
+        code, _ = collector.wait()
     assert code == 2, collector.log
     [(_, sentence)] = collector.lines("ERROR")
-    assert sentence.startswith(f"Cannot start: Redis at 127.0.0.1:{redis.port} does not let us in: ")
+    assert sentence.startswith(f"Cannot start: authentication failed at Redis 127.0.0.1:{redis.port}: ")
     assert "right-one" not in collector.log + collector.output
 
 
@@ -337,7 +234,7 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("entry", "sentence"),
     [
-        ('{"name": "Trades", "func": subscribe_trades, "args": ("ETHUSDT", print)}', "the name Trades is used twice"),
+        ('{"name": "Trades", "func": subscribe_trades, "args": ("ETHUSDT", print)}', "Trades: the name is used twice"),
         ('{"name": "Mine", "func": subscribe_trades, "args": ("ETHUSDT",)}', "Mine: args is not (symbol or list"),
         (
             '{"name": "Mine", "func": subscribe_liquidations, "args": ("ETHUSDT", print)}',
@@ -349,7 +246,7 @@ sys.exit(main())
 def test_a_wrong_entry_of_streams_is_refused_at_the_start(program, entry, sentence):
     """Before anything is connected: the ends of this collector do not exist."""
     collector = program(script=APPEND.replace("{entry}", entry), CHANNEL_TYPE="spot", REDIS_HOST="nowhere.invalid")
-    code, _ = collector.ends()
+    code, _ = collector.wait()
     assert code == 2, collector.log
     assert collector.log.startswith(f"Cannot start: STREAMS: {sentence}")
     assert collector.log.count("\n") == 1
@@ -387,15 +284,15 @@ def test_entries_appended_while_it_runs_are_started(program, redis_server, subsc
     with Bybit(rate=300, record=True) as bybit:
         collector = program(redis_server, bybit, script=OWN)
         bybit.wait(lambda: len(bybit.connections) == 4 and all(connection.topics for connection in bybit.connections))
-        collector.go_on()
-        collector.says("Wrong: func is not a function")
-        collector.go_on()
+        collector.send_line()
+        collector.wait_for_log("Wrong: func is not a function")
+        collector.send_line()
         bybit.wait(lambda: len(bybit.connections) == 5 and bybit.connections[4].topics)
-        collector.go_on()
+        collector.send_line()
         bybit.wait(lambda: len(bybit.connections) == 6 and bybit.connections[5].topics)
-        collector.says("LookupError")
+        collector.wait_for_log("LookupError")
         eventually(lambda: collector.output.count("\n") > 100, 30)
-        code, _ = collector.end()
+        code, _ = collector.stop()
         assert code == 0, collector.log
         own, raising = bybit.connections[4:]
         rest = [connection for connection in bybit.connections if connection not in (own, raising)]
@@ -409,7 +306,7 @@ def test_entries_appended_while_it_runs_are_started(program, redis_server, subsc
         assert raising.count > 10
         assert len(bybit.connections) == 6, "none of this cost a connection"
     assert collector.log.count("LookupError: a mistake of the user's") == 1, "logged once"
-    assert collector.log.count("this entry is left out") == 1
+    assert collector.log.count("ignoring this entry") == 1
     check_prefix(flush(redis_server, subscriber), sent)
 
 
@@ -419,8 +316,8 @@ def test_many_symbols_are_spread_over_connections(program, redis_server):
     kinds = ("orderbook.200", "publicTrade", "tickers", "allLiquidation")
     with Bybit(symbols={"linear": symbols}, rate=0) as bybit:
         collector = program(redis_server, bybit, SYMBOLS=",".join(symbols), ORDERBOOK_DEPTH=200)
-        collector.says("Subscribed to ", times=7)
-        code, _ = collector.end()
+        collector.wait_for_log("Subscribed to ", times=7)
+        code, _ = collector.stop()
         assert code == 0, collector.log
         asked = [[topic for one in link.requests for topic in one["args"]] for link in bybit.connections]
     assert not collector.lines("ERROR"), "Bybit refuses what is more than 21,000 characters"
@@ -439,7 +336,7 @@ def test_the_trades_of_many_option_contracts_come_once(program, redis_server):
         collector = program(redis_server, bybit, CHANNEL_TYPE="option", SYMBOLS=",".join(symbols))
         wanted = 2 * len(symbols) + 1  # books, tickers, and the trades of one coin
         eventually(lambda: len({topic for link in bybit.connections for topic in link.topics}) == wanted, 30)
-        code, _ = collector.end()
+        code, _ = collector.stop()
         assert code == 0, collector.log
         asked = [topic for link in bybit.connections for one in link.requests for topic in one["args"]]
     assert asked.count("publicTrade.BTC") == 1, "every trade would come more than once"

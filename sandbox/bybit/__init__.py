@@ -7,4 +7,4 @@ so frames of one topic go to all its subscribers in one order and nothing here n
 from sandbox.bybit.script import Script
 from sandbox.bybit.server import DEFAULT_SYMBOLS, Bybit
 
-__all__ = ["DEFAULT_SYMBOLS", "Bybit", "Script"]
+__all__ = ("DEFAULT_SYMBOLS", "Bybit", "Script")

@@ -1,0 +1,91 @@
+"""python main.py --status: the streams of the running collector, as its status hash in Redis has them."""
+
+import json
+from collections.abc import Mapping
+from time import time
+from typing import Any
+
+import redis
+
+from ops.table import format_table
+from relay.redis.publisher import Publisher
+
+# Seconds after which a state is called old. The collector writes one every 5 s, with a delay of up to 1 s.
+OLD_AFTER = 10.0
+
+HEADS = (
+    "stream",
+    "",
+    "topics",
+    "rejected",
+    "messages",
+    "per s",
+    "age s",
+    "p50 ms",
+    "p99 ms",
+    "conns",
+    "gaps",
+    "failures",
+)
+
+
+def run_status(publisher: Publisher) -> int:
+    """Prints a table of the streams. Returns the exit code: 0 if all are up, 1 if one is down or nothing is known.
+
+    publisher: need not be started; a connection is opened only to read.
+    """
+    try:
+        state = _read_state(publisher)
+    except redis.RedisError as error:
+        print(f"Cannot read the state from Redis at {publisher.address}: {error}")
+        return 1
+    except ValueError as error:
+        print(f"{publisher.status} in Redis at {publisher.address} is not the state of a collector: {error}")
+        return 1
+    if not state:
+        print(f"No collector is running: there is no {publisher.status} in Redis at {publisher.address}")
+        return 1
+    since = max(0.0, time() - max(fields["ts"] for fields in state.values()) / 1000)
+    rows = [HEADS, *(status_row(name, fields, since) for name, fields in sorted(state.items()))]
+    print(*format_table(rows, numbers_from=2), sep="\n")
+    if since > OLD_AFTER:
+        print(f"This was the state {since:.0f} s ago: the collector was stopped or hangs, or the clocks differ")
+    return int(not all(fields["up"] for fields in state.values()))
+
+
+def _read_state(publisher: Publisher) -> dict[str, dict[str, Any]]:
+    """The fields of each stream by its name. Raises redis.RedisError, and ValueError for a hash of something else."""
+    connection = publisher.new_connection()
+    try:
+        connection.send_command("HGETALL", publisher.status)
+        found = connection.read_response()
+    finally:
+        connection.disconnect()
+    state = {name.decode(): json.loads(text) for name, text in zip(found[::2], found[1::2], strict=True)}
+    for name, fields in state.items():
+        if not isinstance(fields, dict) or not {"up", "ts"} <= fields.keys():
+            raise ValueError(f"unknown field {name}")
+    return state
+
+
+def status_row(name: str, fields: Mapping[str, Any], since: float) -> tuple[str, ...]:
+    """The cells of a stream. since: seconds since its state was taken. A field that is missing or null is a "-"."""
+
+    def cell(field: str, template: str, unit: float = 1, offset: float = 0) -> str:
+        value = fields.get(field)
+        return "-" if value is None else template.format(value * unit + offset)
+
+    return (
+        name,
+        "up" if fields["up"] else "DOWN",
+        cell("topics", "{:,}"),
+        cell("rejected", "{:,}"),
+        cell("messages", "{:,}"),
+        cell("rate", "{:,.0f}" if (fields.get("rate") or 0) >= 100 else "{:.1f}"),
+        cell("age", "{:,.1f}", offset=since),
+        cell("delay_p50", "{:,.1f}", unit=1000),
+        cell("delay_p99", "{:,.1f}", unit=1000),
+        cell("connections", "{:,}"),
+        cell("gaps", "{:,}"),
+        cell("callback_failures", "{:,}"),
+    )

@@ -1,0 +1,28 @@
+"""Tables for a terminal."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+# Columns of the terminal that a table keeps to when it can.
+WIDTH = 100
+
+
+def format_table(rows: Sequence[Sequence[str]], numbers_from: int | None = None) -> Iterator[str]:
+    """Yields the lines of a table; all rows have the same number of cells. Text in the last column is wrapped.
+
+    numbers_from: index of the first column that is aligned to the right, None = none is.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    start = sum(widths[:-1]) + 2 * (len(widths) - 1)  # of the last column
+    for row in rows:
+        cells = [
+            cell.ljust(width) if numbers_from is None or index < numbers_from else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        room = max(WIDTH - start, 40)
+        first, *more = textwrap.wrap(row[-1], room, break_long_words=False, break_on_hyphens=False) or [""]
+        if more:
+            cells[-1] = first
+        yield "  ".join(cells).rstrip()
+        for line in more:
+            yield " " * start + line

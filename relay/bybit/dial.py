@@ -1,0 +1,117 @@
+"""Opens a WebSocket within a deadline, whatever hangs, and keeps new connections under Bybit's limit."""
+
+import socket
+import ssl
+import threading
+from collections import deque
+from typing import Any
+from urllib.parse import urlsplit
+
+import websocket
+
+from relay.log import shorten
+
+
+class Dial:
+    """One attempt to connect, on a thread of its own: a name that does not resolve cannot be interrupted.
+
+    The stream's thread makes it and waits; any thread may cancel(), at any time. Whoever comes too late for the
+    outcome leaves it to the attempt's own thread, which closes what it has opened: _lock guards that decision.
+    """
+
+    def __init__(self, url: str, step_timeout: float) -> None:
+        """step_timeout: seconds for each of name resolution (where possible), TCP, TLS and handshake."""
+        self._url, self._step_timeout = url, step_timeout
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._outcome: websocket.WebSocket | Exception | None = None
+        self._abandoned = False
+        self._ws: websocket.WebSocket | None = None  # set before anything is opened
+        name = f"{threading.current_thread().name} connecting"
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def wait(self, seconds: float) -> websocket.WebSocket:
+        """Raises what connecting raised, or TimeoutError, or ConnectionAbortedError after cancel()."""
+        in_time = self._done.wait(seconds)
+        with self._lock:
+            outcome, self._outcome = self._outcome, None
+            abandoned, self._abandoned = self._abandoned, True
+        if isinstance(outcome, Exception):
+            raise outcome
+        if abandoned:
+            if outcome is not None:
+                outcome.shutdown()
+            raise ConnectionAbortedError("stopped")
+        if not in_time and outcome is None:
+            interrupt(self._ws)
+            raise TimeoutError(f"no connection within {seconds:g} s")
+        assert outcome is not None
+        return outcome
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._abandoned = True
+        self._done.set()
+        interrupt(self._ws)
+
+    def _run(self) -> None:
+        outcome: websocket.WebSocket | Exception
+        try:
+            outcome = websocket.create_connection(self._url, timeout=self._step_timeout, class_=self._make)
+        except Exception as error:
+            outcome = error
+        with self._lock:
+            if not self._abandoned:
+                self._outcome = outcome
+                self._done.set()
+                return
+        if not isinstance(outcome, Exception):
+            outcome.shutdown()
+
+    def _make(self, **options: Any) -> websocket.WebSocket:
+        """Keeps the WebSocket while it is being opened: a handshake that is never answered can be interrupted."""
+        self._ws = websocket.WebSocket(**options)
+        return self._ws
+
+
+def interrupt(ws: websocket.WebSocket | None) -> None:
+    """Ends what another thread waits for on this WebSocket, if it has a socket. Any thread; never blocks."""
+    if ws and (sock := ws.sock):
+        try:
+            # Not SSLSocket's own shutdown: that drops the TLS state which the other thread is using.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        except OSError:
+            pass  # it was closed already
+
+
+class Pacer:
+    """Keeps the whole process under `limit` new connections in any `seconds`. Threads share it."""
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        self.limit, self.seconds = limit, seconds
+        self._lock = threading.Lock()  # guards _starts: two threads never take the same place
+        self._starts: deque[float] = deque(maxlen=limit)
+
+    def reserve(self, now: float) -> float:
+        """Takes a place for a connection that starts now and returns 0, or returns the seconds until one is free."""
+        with self._lock:
+            full = len(self._starts) == self._starts.maxlen
+            pause = self._starts[0] + self.seconds - now if full else 0.0
+            if pause <= 0:
+                self._starts.append(now)
+            return max(0.0, pause)
+
+
+def describe(error: BaseException, url: str) -> str:
+    """Why a connection failed, in words for the operator."""
+    if isinstance(error, websocket.WebSocketBadStatusException):
+        hint = {
+            403: " (Bybit refuses this address: usually its region, or too many connections; that ban ends by itself)",
+            429: " (too many connections from this address)",
+        }
+        return f"the handshake was answered with HTTP {error.status_code}{hint.get(error.status_code, '')}"
+    if isinstance(error, websocket.WebSocketAddressException | socket.gaierror):
+        return f"the host name {urlsplit(url).hostname} cannot be resolved: {shorten(error)}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    return shorten(error) or type(error).__name__

@@ -1,0 +1,131 @@
+"""WebSocket messages out of a stream of bytes: the receiving side of a client of RFC 6455, without extensions.
+
+Performs no I/O and knows nothing of Bybit. `feed()` never raises: messages that came before an error are still
+delivered, and `error` says why nothing more can be read.
+"""
+
+from collections.abc import Callable
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+FIN_TEXT = 0x81
+MAX_MESSAGE = 64 << 20  # bytes; the largest message of Bybit is about 175,000 bytes
+
+
+class ProtocolError(Exception):
+    """The peer broke RFC 6455, or sent a message above the limit."""
+
+
+class Closed(Exception):
+    """The peer sent a close frame."""
+
+
+class FrameReader:
+    """
+    messages = reader.feed(chunk)   # payloads of whole text and binary messages, oldest first
+    reader.pings                    # payloads of pings in that chunk: to be answered
+    reader.alive                    # whether that chunk completed a frame: a message, a fragment, a ping, a pong
+    reader.error                    # ProtocolError or Closed, once there is one; feed() then returns []
+
+    max_message: bytes of a message, all its fragments together. Not much more is ever kept between two calls.
+    """
+
+    def __init__(self, max_message: int = MAX_MESSAGE) -> None:
+        self.pings: list[bytes] = []
+        self.alive = False
+        self.error: ProtocolError | Closed | None = None
+        self._max_message = max_message
+        # The largest length of 7 bits that needs no comparison with max_message; 126 stands for up to 65,535 bytes.
+        self._short = 126 if max_message >= 0xFFFF else min(max_message, 125)
+        self._tail = bytearray()  # a frame that has begun
+        self._need = 0  # bytes that _tail must have before the frame can be whole
+        self._fragments: bytearray | None = None  # a message that has begun
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        if self.pings:
+            self.pings = []
+        self.alive = False
+        messages: list[bytes] = []
+        if self.error:
+            return messages
+        data = chunk
+        if self._tail:
+            self._tail += chunk
+            if len(self._tail) < self._need:
+                return messages  # a long frame is put together once, when it is whole
+            data = bytes(self._tail)
+        append, end, position = messages.append, len(data), 0
+        self._need = 0
+        try:
+            while position + 2 <= end:
+                # Nearly every frame of Bybit's: a whole text message, unmasked, shorter than 64 KiB.
+                length, start = data[position + 1], position + 2
+                if data[position] == FIN_TEXT and length <= self._short and self._fragments is None:
+                    if length == 126:
+                        start += 2
+                        if start > end:
+                            break
+                        length = data[position + 2] << 8 | data[position + 3]
+                    stop = start + length
+                    if stop > end:
+                        self._need = stop - position
+                        break
+                    append(data[start:stop])
+                else:
+                    start, stop = self._header(data, position)
+                    if stop > end:
+                        self._need = stop - position
+                        break
+                    self._frame(data[position], data[start:stop], append)
+                position = stop
+        except (ProtocolError, Closed) as error:
+            self.error = error
+        self.alive = position > 0
+        if position < end and not self.error:
+            self._tail = bytearray(data[position:])
+        elif self._tail:
+            self._tail = bytearray()
+        return messages
+
+    def _header(self, data: bytes, at: int) -> tuple[int, int]:
+        """Start and stop of the payload of the frame at `at`. Both are the end of the header while that is incomplete.
+
+        Everything that a header alone can break is an error here: otherwise garbage that reads as a great length would
+        be collected for a long time.
+        """
+        first, length = data[at], data[at + 1]
+        final, opcode = first & 0x80, first & 0x0F
+        if first & 0x70 or length & 0x80 or BINARY < opcode < CLOSE or opcode > PONG:
+            raise ProtocolError(f"invalid frame header {data[at : at + 2].hex()}")
+        if opcode >= CLOSE and (not final or length > 125):
+            raise ProtocolError(f"invalid control frame {data[at : at + 2].hex()}")
+        if opcode < CLOSE and (opcode == CONTINUATION) != (self._fragments is not None):
+            raise ProtocolError(f"fragment out of order {data[at : at + 2].hex()}")
+        start = at + 2 + {126: 2, 127: 8}.get(length, 0)
+        if start > len(data):
+            return start, start  # the rest of the header comes first
+        if length > 125:
+            length = int.from_bytes(data[at + 2 : start], "big")
+        if opcode < CLOSE and length + len(self._fragments or b"") > self._max_message:
+            raise ProtocolError(f"message of more than {self._max_message:,} bytes")
+        return start, start + length
+
+    def _frame(self, first: int, payload: bytes, append: Callable[[bytes], None]) -> None:
+        """Control frames, fragments, long and binary messages. The header is valid."""
+        final, opcode = first & 0x80, first & 0x0F
+        if opcode == CLOSE:
+            if len(payload) == 1:
+                raise ProtocolError("invalid close frame")
+            code = str(int.from_bytes(payload[:2], "big")) if payload else "without a code"
+            raise Closed(f"{code} {payload[2:].decode(errors='replace')}".rstrip())
+        if opcode == PING:
+            self.pings.append(payload)
+        elif opcode < CLOSE:
+            if self._fragments is None and final:
+                append(payload)
+                return
+            # One bytearray, not a list: an endless row of empty fragments must not take memory.
+            fragments = bytearray() if self._fragments is None else self._fragments
+            fragments += payload
+            if final:
+                append(bytes(fragments))
+            self._fragments = None if final else fragments

@@ -1,0 +1,29 @@
+"""Log once: the first event of a kind is worth a line, the thousandth is not."""
+
+LIMIT = 1000  # kinds of a category that are remembered
+
+
+class LogOnce:
+    """Remembers what was logged. Any thread.
+
+    Each category has a budget of its own: a thousand topics with a sequence gap must not silence a failing callback.
+    Two threads may both be first with the same kind: then it is logged twice, which is harmless and needs no lock.
+    """
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._logged: dict[str, set[object]] = {}
+
+    def first(self, category: str, kind: object = None) -> bool:
+        """Whether this kind is new. When a category is full, everything further in it counts as known."""
+        logged = self._logged.setdefault(category, set())
+        if kind in logged or len(logged) >= self._limit:
+            return False
+        logged.add(kind)
+        return True
+
+
+def shorten(text: object, limit: int = 200) -> str:
+    """Text from the network on one line of bounded length: it may be a whole frame or an HTML page."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[:limit] + "…"

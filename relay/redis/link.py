@@ -1,0 +1,204 @@
+"""One life of a connection to Redis: the socket, and the lock that all who use it take.
+
+Threads: readers of Bybit call flush(), which sends what the socket takes at once; the publisher's thread calls the
+rest and does all that can take time. Nobody waits for the network or logs while holding the lock, and flush() takes the
+lock only when it is free, so no reader ever waits for it.
+
+redis-py makes the connection (names, TLS, AUTH, SELECT); then its socket is driven from here, because its own way of
+publishing costs several times more and its retries send whole pipelines again. The one internal that this relies on,
+checked in tests/test_contracts.py: Connection._get_socket(), and that nothing is read ahead.
+"""
+
+import select
+import ssl
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import redis
+
+from relay.redis.pipeline import Pipeline, Unavailable
+from relay.redis.resp import Query
+
+# Bytes waiting above which flush() yields to the thread that sends, and the seconds that it yields at most.
+BACKPRESSURE_BYTES, BACKPRESSURE_YIELD = 1 << 20, 0.005
+# Seconds without a reply after which Redis is not counted as healthy: then nobody yields to it.
+HEALTHY = 0.1
+# Bytes of replies read at once; TLS gives at most one record of 16 KiB.
+CHUNK = 16384
+# flush() reads replies only when this many are due; else the publisher's thread does.
+LAZY_REPLIES = 64
+
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds.
+
+    connect: for Redis to accept a connection.
+    reply: for Redis to reply to whatever it was sent.
+    retry, retry_max: between two attempts to connect; the first, doubling to the last.
+    idle: between two turns of the publisher's thread when nothing happens.
+    probe: between two probes of Redis's role and subscribers.
+    grace: that a backlog waits for the subscribers that a restarted Redis had before.
+    status_expiry: until the status hash is gone when nobody writes it any more.
+    """
+
+    connect: float = 2.0
+    reply: float = 5.0
+    retry: float = 0.05
+    retry_max: float = 1.0
+    idle: float = 0.1
+    probe: float = 1.0
+    grace: float = 2.0
+    status_expiry: int = 15
+
+
+DEFAULT_TIMEOUTS = Timeouts()
+
+
+class Link:
+    """A live connection. Whoever holds its lock owns the pipeline.
+
+    open: whether messages may be sent; before that only queries are. Set once by the publisher's thread before others
+        know this object, reset under the lock.
+    error: what ended the connection. Written under the lock.
+    """
+
+    def __init__(self, connection: redis.Connection, pipeline: Pipeline, wake: threading.Event, timeouts: Timeouts):
+        self.open = False
+        self.error: Exception | None = None
+        self._pipeline, self._backlog = pipeline, pipeline.backlog
+        self._wake, self._timeouts = wake, timeouts
+        sock: Any = connection._get_socket()
+        sock.settimeout(0)
+        self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(self._sock)
+        self._lock = threading.Lock()
+        self._unsent = memoryview(b"")  # what the socket has not taken yet
+        self._progress = monotonic()  # time of the last reply, or of the first command after a pause
+        self._relieved = threading.Event()  # the backlog is below BACKPRESSURE_BYTES
+
+    def flush(self) -> None:
+        """Sends what waits, as far as the socket takes it now. Any thread.
+
+        If another thread holds the lock, it sends these messages too: every holder checks the backlog again after it
+        has released the lock. flush() does so once, then leaves the rest to the publisher's thread: no reader is to be
+        kept sending for all others.
+        """
+        for _ in range(2):
+            if not self._backlog.waiting_bytes or not self.open:
+                return
+            if not self._lock.acquire(blocking=False):
+                break
+            try:
+                if not self.open:
+                    return
+                if len(self._pipeline.in_flight) >= LAZY_REPLIES:
+                    self._receive()
+                if not self._send():
+                    self._wake.set()
+                    break
+            except Exception as error:  # the publisher's thread ends this life
+                self.open, self.error = False, error
+                self._wake.set()
+                return
+            finally:
+                self._lock.release()
+        else:
+            self._wake.set()
+        # Back-pressure: many busy readers can keep the interpreter from the thread that sends, so they yield to it.
+        # service() sets the event. If it did so just before clear(), this thread yields for the full time, no longer.
+        if self._backlog.waiting_bytes > BACKPRESSURE_BYTES and monotonic() - self._progress < HEALTHY:
+            self._relieved.clear()
+            self._relieved.wait(BACKPRESSURE_YIELD)
+
+    # The publisher's thread.
+
+    def service(self, queries: Sequence[Query] = ()) -> bool:
+        """One turn: sends queries, reads replies, sends what flush() left. Returns whether all is sent.
+
+        Raises what ended the connection: OSError, Unavailable, TimeoutError.
+        """
+        with self._lock:
+            if self.error:
+                raise self.error
+            try:
+                if queries and not self._pipeline.in_flight:
+                    self._progress = monotonic()
+                for query in queries:
+                    self._unsent = memoryview(bytes(self._unsent) + self._pipeline.ask(query))
+                self._receive()
+                all_sent = self._send()
+                if self._pipeline.in_flight and monotonic() - self._progress >= self._timeouts.reply:
+                    raise TimeoutError(f"no reply within {self._timeouts.reply:g} s")
+            except Exception as error:
+                self.open, self.error = False, error
+                raise
+        if self._backlog.waiting_bytes <= BACKPRESSURE_BYTES:
+            self._relieved.set()
+        return all_sent
+
+    def wait(self) -> None:
+        """Waits for a reply, or for room in the socket if something is unsent. The lock is free meanwhile, so a reader
+        may change `_unsent` now: then this waits for the wrong event, `idle` seconds at most.
+        """
+        self._poll.modify(self._sock, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        self._poll.poll(self._timeouts.idle * 1000)
+
+    def announce_rejected(self) -> None:
+        """Announces the messages that Redis rejected since the last call."""
+        with self._lock:
+            self._pipeline.announce_rejected()
+
+    def close(self) -> None:
+        """Ends this life: what was in flight waits again. The caller closes the connection."""
+        with self._lock:
+            self.open = False
+            if not isinstance(self.error, Unavailable):
+                try:
+                    self._receive()  # replies that came before the break: the fewer messages arrive twice
+                except Exception:
+                    pass  # the connection is broken
+            self._pipeline.connection_lost(
+                broken=self.error is not None and not isinstance(self.error, TimeoutError | Unavailable)
+            )
+
+    # The lock is held.
+
+    def _send(self) -> bool:
+        """Returns False if something must wait: for room in the socket, or for replies."""
+        assert self._lock.locked()
+        while True:
+            while self._unsent:
+                try:
+                    self._unsent = self._unsent[self._sock.send(self._unsent) :]
+                except _WOULD_BLOCK:
+                    return False
+            if not self._backlog.waiting_bytes or not self.open:
+                return True
+            if not self._pipeline.in_flight:
+                self._progress = monotonic()
+            data = self._pipeline.take()
+            if not data:
+                return False
+            self._unsent = memoryview(data)
+
+    def _receive(self) -> None:
+        """Reads the replies that have come."""
+        assert self._lock.locked()
+        while True:
+            try:
+                data = self._sock.recv(CHUNK)
+            except _WOULD_BLOCK:
+                return
+            if not data:
+                raise ConnectionResetError("Redis closed the connection")
+            self._progress = monotonic()
+            self._pipeline.receive(data)
+            if len(data) < CHUNK:
+                return

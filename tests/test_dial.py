@@ -1,0 +1,278 @@
+"""Opening a connection within a deadline, and keeping new ones under Bybit's limit."""
+
+import base64
+import hashlib
+import re
+import socket
+import ssl
+import threading
+from collections import deque
+from contextlib import closing
+
+import pytest
+import websocket
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.bybit.dial import Dial, Pacer, describe
+
+STEP = 0.3  # seconds for a step of connecting: as long as an attempt goes on at most, once it is abandoned
+AT_ONCE = 5.0  # seconds; far less than the deadline of who waits
+LONG = 60.0
+
+
+class Server:
+    """A TCP server without a thread: the system accepts connections, and nothing is answered unless a test does it."""
+
+    def __init__(self):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(AT_ONCE)
+        self.url = f"ws://127.0.0.1:{self._listener.getsockname()[1]}/v5/public/linear"
+
+    def accept(self):
+        """The server's end of the next connection, after its request."""
+        peer, _ = self._listener.accept()
+        peer.settimeout(AT_ONCE)
+        request = b""
+        while not request.endswith(b"\r\n\r\n"):
+            request += peer.recv(4096)
+        return peer, request
+
+    def close(self):
+        self._listener.close()
+
+
+def agree(peer, request):
+    """Answers the handshake as RFC 6455 wants it."""
+    key = re.search(rb"Sec-WebSocket-Key: (\S+)", request)[1]
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    peer.sendall(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+    )
+
+
+def attempts():
+    return [thread for thread in threading.enumerate() if thread.name.endswith(" connecting")]
+
+
+def closed_by_client(peer):
+    """Waits until the client has closed its end."""
+    with closing(peer):
+        try:
+            return peer.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+@pytest.fixture
+def server():
+    with closing(Server()) as server:
+        yield server
+    for thread in attempts():
+        thread.join(AT_ONCE)
+    assert attempts() == [], "an attempt outlived its step"
+
+
+@pytest.fixture
+def too_late_to_interrupt(monkeypatch):
+    """The attempt succeeds in the moment in which it is abandoned."""
+    monkeypatch.setattr("relay.bybit.dial.interrupt", lambda ws: None)
+
+
+def test_an_open_websocket_is_handed_over(server):
+    dial = Dial(server.url, LONG)
+    peer, request = server.accept()
+    agree(peer, request)
+    ws = dial.wait(AT_ONCE)
+    assert request.startswith(b"GET /v5/public/linear HTTP/1.1\r\n")
+    peer.sendall(b"\x81\x05hello")
+    assert ws.recv() == "hello"
+    ws.shutdown()
+    assert closed_by_client(peer)
+
+
+def test_a_server_that_never_answers_costs_no_more_than_the_deadline(server):
+    dial = Dial(server.url, LONG)
+    peer, _ = server.accept()
+    with pytest.raises(TimeoutError, match=r"^no connection within 0\.01 s$"):
+        dial.wait(0.01)
+    assert closed_by_client(peer)
+
+
+def test_a_step_that_takes_too_long_fails_before_the_deadline(server):
+    dial = Dial(server.url, 0.05)
+    with pytest.raises(websocket.WebSocketTimeoutException):
+        dial.wait(LONG)
+    peer, _ = server.accept()
+    assert closed_by_client(peer)
+
+
+def test_cancel_from_another_thread_ends_the_wait_at_once(server):
+    dial = Dial(server.url, LONG)
+    outcome = deque()
+
+    def wait():
+        try:
+            outcome.append(dial.wait(LONG))
+        except Exception as error:
+            outcome.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    peer, _ = server.accept()  # it is in the midst of the handshake
+    dial.cancel()
+    waiting.join(AT_ONCE)
+    assert not waiting.is_alive()
+    assert repr(outcome.pop()) == "ConnectionAbortedError('stopped')"
+    assert closed_by_client(peer)
+
+
+def test_cancel_before_the_wait_ends_it_at_once(server):
+    dial = Dial(server.url, STEP)
+    dial.cancel()
+    with pytest.raises(ConnectionAbortedError):
+        dial.wait(LONG)
+
+
+def test_a_connection_that_opens_after_the_deadline_is_closed(server, too_late_to_interrupt):
+    dial = Dial(server.url, LONG)
+    peer, request = server.accept()
+    with pytest.raises(TimeoutError):
+        dial.wait(0)
+    agree(peer, request)
+    assert closed_by_client(peer)
+
+
+def test_a_connection_that_opens_after_cancel_is_closed(server, too_late_to_interrupt):
+    dial = Dial(server.url, LONG)
+    peer, request = server.accept()
+    dial.cancel()
+    agree(peer, request)
+    with pytest.raises(ConnectionAbortedError):
+        dial.wait(LONG)
+    assert closed_by_client(peer)
+
+
+def test_a_connection_that_opened_before_cancel_is_closed(server):
+    dial = Dial(server.url, LONG)
+    peer, request = server.accept()
+    agree(peer, request)
+    for thread in attempts():
+        thread.join(AT_ONCE)
+    dial.cancel()
+    with pytest.raises(ConnectionAbortedError):
+        dial.wait(LONG)
+    assert closed_by_client(peer)
+
+
+def test_cancel_after_a_failure_reports_the_failure_and_may_be_repeated(server):
+    server.close()
+    dial = Dial(server.url, STEP)
+    for thread in attempts():
+        thread.join(AT_ONCE)
+    dial.cancel()
+    dial.cancel()
+    with pytest.raises(ConnectionRefusedError):
+        dial.wait(LONG)
+
+
+def test_the_thread_of_an_attempt_bears_the_name_of_its_stream(server):
+    dial = Dial(server.url, STEP)
+    assert [thread.name for thread in attempts()] == [f"{threading.current_thread().name} connecting"]
+    dial.cancel()
+
+
+# The pacer.
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(1, 20), st.lists(st.integers(0, 12), max_size=60))
+def test_no_period_has_more_new_connections_than_the_limit(limit, seconds, steps):
+    pacer = Pacer(limit, seconds)
+    now, starts = 0, []
+    for step in steps:
+        now += step
+        pause = pacer.reserve(now)
+        assert 0 <= pause <= seconds
+        if pause == 0:
+            starts.append(now)
+        else:
+            assert sum(start > now - seconds for start in starts) == limit, "a pause though a place is free"
+    for start in starts:
+        assert sum(start <= other < start + seconds for other in starts) <= limit
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(1, 20), st.lists(st.integers(0, 3), min_size=1, max_size=30))
+def test_after_its_pause_a_connection_has_a_place(limit, seconds, steps):
+    pacer = Pacer(limit, seconds)
+    now = 0
+    for step in steps:
+        now += step
+        now += pacer.reserve(now)
+        pacer.reserve(now)
+    assert pacer.reserve(now + seconds) == 0
+
+
+def test_up_to_the_limit_nobody_waits():
+    pacer = Pacer(450, 300.0)
+    assert [pacer.reserve(7.0) for _ in range(450)] == [0.0] * 450
+    assert pacer.reserve(7.0) == 300
+    assert pacer.reserve(306.5) == 0.5
+    assert pacer.reserve(307.0) == 0
+
+
+def test_two_threads_never_take_the_same_place():
+    pacer, pauses = Pacer(100, 300.0), deque()
+    threads = [
+        threading.Thread(target=lambda: pauses.extend([pacer.reserve(1.0) for _ in range(50)])) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pauses.count(0.0) == 100
+    assert pauses.count(300.0) == 300
+
+
+# Why a connection failed.
+
+
+def untrusted(message):
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_message = message
+    return error
+
+
+def status(code):
+    return websocket.WebSocketBadStatusException("Handshake status %d %s", code, "x" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            status(403),
+            "the handshake was answered with HTTP 403 (Bybit refuses this address: usually its region, or too many "
+            "connections; that ban ends by itself)",
+        ),
+        (status(429), "the handshake was answered with HTTP 429 (too many connections from this address)"),
+        (status(503), "the handshake was answered with HTTP 503"),
+        (
+            socket.gaierror(-2, "Name or service not known"),
+            "the host name stream.bybit.com cannot be resolved: [Errno -2] Name or service not known",
+        ),
+        (
+            websocket.WebSocketAddressException("no\naddress"),
+            "the host name stream.bybit.com cannot be resolved: no address",
+        ),
+        (untrusted("self-signed certificate"), "its certificate is not trusted: self-signed certificate"),
+        (ConnectionRefusedError(111, "Connection refused"), "[Errno 111] Connection refused"),
+        (TimeoutError("no connection within 12 s"), "no connection within 12 s"),
+        (TimeoutError(), "TimeoutError"),
+        (ValueError("<HTML>\n" * 1000), "<HTML> " * 28 + "<HTM…"),
+    ],
+)
+def test_a_failed_connection_is_described_for_the_operator(error, reason):
+    assert describe(error, "wss://stream.bybit.com/v5/public/linear") == reason

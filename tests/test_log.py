@@ -1,0 +1,48 @@
+"""Log once, and text from the network on one line."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.log import LIMIT, LogOnce, shorten
+
+
+def test_a_kind_is_first_once():
+    log_once = LogOnce()
+    assert log_once.first("gap", "orderbook.50.BTCUSDT")
+    assert not log_once.first("gap", "orderbook.50.BTCUSDT")
+    assert log_once.first("gap", "orderbook.50.ETHUSDT")
+    assert log_once.first("callback", "orderbook.50.BTCUSDT")
+    assert log_once.first("paced")
+    assert not log_once.first("paced")
+
+
+def test_a_full_category_logs_nothing_new_and_takes_nothing_from_the_others():
+    log_once = LogOnce()
+    assert sum(log_once.first("gap", number) for number in range(3 * LIMIT)) == LIMIT
+    assert not log_once.first("gap", "new")
+    assert sum(log_once.first("callback", number) for number in range(3 * LIMIT)) == LIMIT
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", ""),
+        ("plain", "plain"),
+        ("  two\r\n\tlines\u2028here\x85 ", "two lines here"),
+        ("x" * 200, "x" * 200),
+        ("x" * 201, "x" * 200 + "…"),
+        (b"bytes\n", "b'bytes\\n'"),
+        (OSError(111, "Connection refused"), "[Errno 111] Connection refused"),
+    ],
+)
+def test_text_is_shortened_to_one_line(text, line):
+    assert shorten(text) == line
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_text_becomes_one_line_of_bounded_length(text):
+    line = shorten(text, 20)
+    assert len(line) <= 21
+    assert len(line.splitlines()) <= 1

@@ -1,0 +1,280 @@
+"""What the operator sees of a running collector, tick by tick: no clock, no socket but systemd's."""
+
+import json
+import logging
+import math
+import socket
+import threading
+from collections import deque
+from types import SimpleNamespace
+
+import pytest
+
+from ops import monitor as module
+from ops.monitor import Monitor, Rates, log_line, state_fields
+from relay.stats import StreamStats, percentile
+from sandbox.bybit import Bybit, Script
+
+NOW = 1000.0
+SPECIAL = {"subscribed": 0, "connections": 2, "answered": False, "rejected": 1, "callback_failures": 1}
+
+
+class Watched:
+    """A monitor of streams and a publisher that do nothing by themselves; `states` is what it pushed."""
+
+    def __init__(self, monkeypatch, *names):
+        monkeypatch.setattr(module, "monotonic", lambda: NOW)
+        self.streams = {name: StreamStats(subscribed=1, connections=1, answered=True) for name in names}
+        self.threads = {name: threading.current_thread() for name in names}
+        self.states = []
+        self.publisher = SimpleNamespace(heartbeat_due=math.inf, backlog=7, set_state=self.states.append)
+        self.monitor = Monitor(self.streams, self.threads, self.publisher)
+
+    def tick(self, after):
+        """Ticks `after` seconds after the start; returns whether a state was pushed."""
+        count = len(self.states)
+        self.monitor.tick(NOW + after)
+        return len(self.states) > count
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    return lambda *names: Watched(monkeypatch, *names)
+
+
+@pytest.fixture
+def systemd(tmp_path, monkeypatch):
+    """The notifications that systemd has got since the last call, each as a list of lines."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+
+        def notifications():
+            found = []
+            while True:
+                try:
+                    found.append(listener.recv(4096).decode().splitlines())
+                except BlockingIOError:
+                    return found
+
+        yield notifications
+
+
+def test_percentiles_are_values_that_were_measured():
+    assert percentile([], 0.5) is None
+    assert percentile([3.0], 0.99) == 3
+    values = [float(number) for number in range(100, 0, -1)]
+    assert [percentile(values, share) for share in (0, 0.5, 0.99, 1)] == [1, 50, 99, 100]
+
+
+def test_the_fields_of_a_stream_that_has_done_nothing():
+    assert state_fields(StreamStats(), 0.0, NOW, 1_790_134_712_130) == {
+        "up": False,
+        "topics": 0,
+        "rejected": 0,
+        "messages": 0,
+        "rate": 0.0,
+        "connections": 0,
+        "age": None,
+        "delay_p50": None,
+        "delay_p99": None,
+        "gaps": 0,
+        "callback_failures": 0,
+        "ts": 1_790_134_712_130,
+    }
+
+
+def test_the_fields_of_a_busy_stream():
+    stats = StreamStats(
+        messages=12345,
+        connections=3,
+        last_message=NOW - 0.25,
+        subscribed=20,
+        rejected=1,
+        answered=True,
+        gaps=2,
+        callback_failures=4,
+        delays=deque(number / 10_000 for number in range(1, 101)),
+    )
+    assert state_fields(stats, 123.456, NOW, 1) == {
+        "up": True,
+        "topics": 20,
+        "rejected": 1,
+        "messages": 12345,
+        "rate": 123.5,
+        "connections": 3,
+        "age": 0.25,
+        "delay_p50": 0.005,
+        "delay_p99": 0.0099,
+        "gaps": 2,
+        "callback_failures": 4,
+        "ts": 1,
+    }
+
+
+def test_a_message_that_came_after_the_clock_was_read_has_no_negative_age():
+    stats = StreamStats(last_message=NOW + 0.001)
+    assert state_fields(stats, 0.0, NOW, 1)["age"] == 0
+    assert "the last 0.0 s ago" in log_line(stats, 0.0, NOW)
+
+
+def test_rates_are_measured_over_a_second_at_least():
+    rates, stats = Rates(NOW), StreamStats(messages=50)
+    rates.update({"A": stats}, NOW + 2)
+    assert (rates.of("A"), rates.of("B")) == (25, 0)
+    stats.messages = 1000
+    rates.update({"A": stats}, NOW + 2.5)
+    assert rates.of("A") == 25
+    rates.update({"A": stats, "B": StreamStats(messages=19)}, NOW + 4)
+    assert (rates.of("A"), rates.of("B")) == (475, 9.5)
+
+
+def test_the_state_is_pushed_at_the_first_tick_and_then_every_five_seconds(watched):
+    run = watched("Trades", "Ticker")
+    pushed = [run.tick(number / 4) for number in range(44)]
+    assert [number / 4 for number, push in enumerate(pushed) if push] == [0, 5, 10]
+    assert [json.loads(text)["up"] for text in run.states[-1].values()] == [True, True]
+    assert list(run.states[-1]) == ["Trades", "Ticker"]
+
+
+@pytest.mark.parametrize(("name", "value"), [*SPECIAL.items(), ("last_message", NOW)])
+def test_the_state_is_pushed_at_the_next_tick_when_a_stream_changes(watched, name, value):
+    run = watched("Trades", "Ticker")
+    run.tick(0)
+    setattr(run.streams["Ticker"], name, value)
+    assert [run.tick(0.25), run.tick(0.5)] == [True, False]
+
+
+def test_the_state_is_pushed_at_the_next_tick_when_a_stream_is_added(watched):
+    run = watched("Trades")
+    run.tick(0)
+    run.streams["Ticker"] = StreamStats()
+    assert run.tick(0.25)
+    assert list(run.states[-1]) == ["Trades", "Ticker"]
+
+
+def test_messages_alone_wait_for_the_next_regular_state(watched):
+    run = watched("Trades")
+    run.streams["Trades"].last_message = NOW
+    run.tick(0)
+    run.streams["Trades"].messages = 100
+    run.streams["Trades"].last_message = NOW + 1
+    assert not run.tick(1)
+    assert run.tick(5)
+    fields = json.loads(run.states[-1]["Trades"])
+    assert (fields["messages"], fields["rate"], fields["age"]) == (100, 20, 4)
+
+
+def test_reading_makes_no_statistics(watched):
+    """A thread without statistics, and statistics without a thread, stay what they are."""
+    run = watched("Trades")
+    run.streams["Early"] = StreamStats()
+    run.threads["Late"] = threading.current_thread()
+    run.tick(60)
+    assert list(run.streams) == ["Trades", "Early"]
+
+
+def test_each_stream_has_a_line_in_the_log_every_minute(watched, caplog):
+    caplog.set_level(logging.INFO)
+    run = watched("Trades", "Ticker")
+    run.streams["Trades"].messages = 1200
+    run.streams["Trades"].last_message = NOW + 59.5
+    for after in (0, 59.9):
+        run.tick(after)
+    assert not caplog.messages
+    run.tick(60)
+    assert caplog.messages == [
+        "Trades: 1,200 messages, 20.0/s, the last 0.5 s ago; 1 connection so far",
+        "Ticker: 0 messages, 0.0/s, none yet; 1 connection so far",
+    ]
+    caplog.clear()
+    run.streams["Trades"].messages += 60
+    run.tick(119.9)
+    assert not caplog.messages
+    run.tick(120)
+    assert caplog.messages[0] == "Trades: 1,260 messages, 1.0/s, the last 60.5 s ago; 1 connection so far"
+
+
+def test_the_log_line_names_what_should_not_happen_only_if_it_did():
+    stats = StreamStats(connections=12, rejected=1, gaps=2, callback_failures=3000)
+    expected = "0 messages, 0.0/s, none yet; 12 connections so far; "
+    assert log_line(stats, 0, NOW) == expected + "1 rejected topic; 2 sequence gaps; 3,000 callback failures"
+
+
+def test_systemd_gets_ready_once_when_bybit_has_answered_for_every_stream(watched, systemd):
+    run = watched("Trades", "Ticker")
+    run.streams["Ticker"] = StreamStats()
+    run.tick(0)
+    assert not systemd()
+    run.streams["Ticker"].answered = True  # all its topics are rejected: the stream is down, and will be
+    run.streams["Trades"].messages = 1234
+    run.tick(1)
+    run.tick(2)
+    assert systemd() == [["READY=1", "STATUS=1 of 2 streams up, 1,234 messages, 7 buffered for Redis"]]
+
+
+def test_no_streams_are_not_ready(watched, systemd):
+    watched().tick(0)
+    assert not systemd()
+
+
+def test_systemd_gets_the_status_and_the_heartbeat_every_five_seconds(watched, systemd):
+    run = watched("Trades")
+    for number in range(44):
+        run.tick(number / 4)
+    status = "STATUS=1 of 1 streams up, 0 messages, 7 buffered for Redis"
+    assert systemd() == [["READY=1", status], [status, "WATCHDOG=1"], [status, "WATCHDOG=1"]]
+
+
+@pytest.mark.parametrize("late", ["stream", "publisher", "dead thread"])
+def test_the_heartbeat_stops_when_a_thread_is_stuck_or_dead(watched, systemd, late):
+    """Not when it is late, but when it is late by WATCHDOG_TIMEOUT."""
+    run = watched("Trades", "Ticker")
+    if late == "dead thread":
+        run.threads["Ticker"] = threading.Thread()
+    elif late == "stream":
+        run.streams["Ticker"].heartbeat_due = NOW - 55
+    else:
+        run.publisher.heartbeat_due = NOW - 55
+    run.tick(4.9)
+    systemd()
+    assert run.monitor.is_alive(NOW + 4.9) is (late != "dead thread")
+    run.tick(5)
+    assert ["WATCHDOG=1" in lines for lines in systemd()] == [False]
+    run.threads["Ticker"] = threading.current_thread()
+    run.streams["Ticker"].heartbeat_due = run.publisher.heartbeat_due = NOW + 10
+    run.tick(10)
+    assert ["WATCHDOG=1" in lines for lines in systemd()] == [True]
+
+
+# The real program.
+
+
+def test_systemd_gets_ready_status_watchdog_and_stopping(program, own_redis, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(20)
+        with Bybit(rate=100) as bybit:
+            collector = program(own_redis, bybit, NOTIFY_SOCKET=tmp_path / "notify")
+            ready, status = listener.recv(4096).decode().splitlines()
+            assert ready == "READY=1"
+            assert status.startswith("STATUS=4 of 4 streams up, ")
+            status, watchdog = listener.recv(4096).decode().splitlines()
+            assert status.startswith("STATUS=4 of 4 streams up, ")
+            assert watchdog == "WATCHDOG=1"
+            code, _ = collector.stop()
+            assert code == 0, collector.log
+            assert listener.recv(4096) == b"STOPPING=1"
+
+
+def test_ready_waits_for_every_stream_but_not_for_a_rejected_topic(program, own_redis, tmp_path):
+    scripts = [Script(), Script(), Script(handshake=503), Script()]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(20)
+        with Bybit(rate=100, script=scripts) as bybit:
+            program(own_redis, bybit, NOTIFY_SOCKET=tmp_path / "notify", SYMBOLS="NOPE")
+            assert listener.recv(4096).decode().splitlines()[0] == "READY=1"
+            assert len(bybit.connections) == 5
+            assert all(len(one.requests) for one in bybit.connections if one.closed is None)

@@ -1,0 +1,463 @@
+"""What happens to messages between publish() and Redis, without a socket: laws for any sequence of events."""
+
+import json
+from collections import Counter, deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from relay.events import encoded, encoded_event
+from relay.redis.backlog import OVERHEAD, Backlog, Gap
+from relay.redis.pipeline import MAX_DELIVERY_ATTEMPTS, WINDOW, Pipeline, Unavailable
+from relay.redis.queries import Probe, StatusHash
+from relay.redis.resp import Query, ReplyError, channel_of, parse_reply, publish_head, text_of
+
+STATUS = "status"
+CHANNELS = ["a", "b", "ünï", STATUS]
+
+
+def announcement(channel, messages):
+    return encoded_event("dropped", 0, channel=channel, messages=messages)
+
+
+def new_pipeline(limit=1 << 30):
+    return Pipeline(Backlog(limit), STATUS, announcement)
+
+
+def commands_of(data):
+    """The commands in bytes that were sent, parsed as Redis does: each a list of words."""
+    commands, at = [], 0
+    while at < len(data):
+        words, at = parse_reply(data, at)
+        commands.append(words)
+    return commands
+
+
+def size(commands):
+    return sum(map(len, commands))
+
+
+class Delivery(RuleBasedStateMachine):
+    """Any sequence of messages, replies cut anywhere, rejections, outages, overflows.
+
+    The test plays Redis: it has the commands that arrived and owes a reply to each.
+    """
+
+    LIMIT = 3000
+
+    def __init__(self):
+        super().__init__()
+        self.pipeline = new_pipeline(self.LIMIT)
+        self.appended = 0
+        self.unanswered = deque()  # commands that Redis got on this connection, as lists of words
+        self.replies = b""  # that Redis sent and the pipeline has not received
+        self.outcomes = deque()  # of the replies: "confirmed", "rejected", "answered", by command, until received
+        self.received = {}  # numbers by channel, in the order in which Redis accepted them
+        self.announced = Counter()  # lost messages by channel, whose announcement Redis replied to
+        self.confirmed = self.rejected = 0  # messages, announcements not counted
+        self.asked = self.answered = self.void = 0  # queries
+
+    # Events.
+
+    @rule(
+        channel=st.sampled_from(CHANNELS),
+        fate=st.sampled_from([b"accept", b"accept", b"reject"]),
+        length=st.sampled_from([0, 10, 100, 2000, 4000]),
+    )
+    def append(self, channel, fate, length):
+        self.pipeline.backlog.append(channel, b"%d %b %b" % (self.appended, fate, b"x" * length))
+        self.appended += 1
+        backlog = self.pipeline.backlog
+        assert backlog.waiting_bytes + backlog.in_flight_bytes <= self.LIMIT or not backlog.waiting
+
+    @rule()
+    def take(self):
+        self.arrive(self.pipeline.take())
+
+    @rule(words=st.sampled_from([("ROLE",), ("PUBSUB", "NUMSUB", "a"), ("HSET", "h", "f", "1\r\n:2\r\n")]))
+    def ask(self, words):
+        self.asked += 1
+        self.arrive(self.pipeline.ask(Query(self.on_reply, *words)))
+
+    def on_reply(self, _reply):
+        self.answered += 1
+
+    def arrive(self, data):
+        self.unanswered.extend(commands_of(data))
+
+    @precondition(lambda self: self.unanswered)
+    @rule(number=st.integers(1, 20), accept_announcements=st.booleans())
+    def reply(self, number, accept_announcements):
+        for _ in range(min(number, len(self.unanswered))):
+            words = self.unanswered.popleft()
+            if words[0] != b"PUBLISH":
+                replies = {b"ROLE": b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n", b"HSET": b"-NOPERM\r\n"}
+                self.replies += replies.get(words[0], b"*2\r\n$3\r\na\r\n\r\n:1\r\n")
+                self.outcomes.append(("answered", words))
+            elif accept_announcements if words[2].startswith(b"{") else b"accept" in words[2]:
+                self.replies += b":1\r\n"
+                self.outcomes.append(("confirmed", words))
+                if not words[2].startswith(b"{"):
+                    self.received.setdefault(words[1], []).append(int(words[2].split()[0]))
+            else:
+                self.replies += b"-NOPERM no\r\n"
+                self.outcomes.append(("rejected", words))
+
+    @precondition(lambda self: self.replies)
+    @rule(share=st.floats(0, 1))
+    def receive(self, share):
+        at = max(1, round(len(self.replies) * share))
+        in_flight = len(self.pipeline.in_flight)
+        self.pipeline.receive(self.replies[:at])
+        self.replies = self.replies[at:]
+        for _ in range(in_flight - len(self.pipeline.in_flight)):
+            self.settle(*self.outcomes.popleft())
+
+    def settle(self, outcome, words):
+        if outcome == "answered":
+            return
+        if words[2].startswith(b"{"):
+            event = json.loads(words[2])
+            self.announced[event["channel"]] += event["messages"]
+        elif outcome == "confirmed":
+            self.confirmed += 1
+        else:
+            self.rejected += 1
+
+    @rule(broken=st.booleans())
+    def lose_connection(self, broken):
+        self.void += sum(type(command) is Query for command in self.pipeline.in_flight)
+        messages = [command for command in self.pipeline.in_flight if type(command) is not Query]
+        dropped = self.pipeline.dropped.total()
+        self.pipeline.connection_lost(broken)
+        if self.pipeline.dropped.total() > dropped:
+            poison = messages[0]
+            assert len(messages) == 1
+            if isinstance(poison, Gap):
+                self.announced[poison.channel] += poison.messages
+            else:
+                self.rejected += 1
+        self.unanswered.clear()
+        self.outcomes.clear()
+        self.replies = b""
+
+    @rule()
+    def announce_rejected(self):
+        self.pipeline.announce_rejected()
+
+    # Laws.
+
+    def waiting_and_in_flight(self):
+        commands = [*self.pipeline.in_flight, *self.pipeline.backlog.waiting]
+        return [command for command in commands if type(command) is not Query]
+
+    @invariant()
+    def every_message_has_exactly_one_state(self):
+        here = [command for command in self.waiting_and_in_flight() if not isinstance(command, Gap)]
+        dropped = self.pipeline.backlog.overflowed.total()
+        assert self.appended == self.confirmed + self.rejected + dropped + len(here)
+
+    @invariant()
+    def every_loss_is_announced_exactly_once(self):
+        promised = self.announced + self.pipeline.backlog.unannounced + self.pipeline._unannounced
+        for command in self.waiting_and_in_flight():
+            if isinstance(command, Gap):
+                promised[command.channel] += command.messages
+        lost = Counter(self.pipeline.dropped)
+        # What Redis rejects on the status channel, announcements included, is counted and not announced there.
+        lost[STATUS] = self.pipeline.backlog.overflowed[STATUS]
+        assert promised == +lost
+
+    @invariant()
+    def bytes_add_up(self):
+        backlog = self.pipeline.backlog
+        assert backlog.waiting_bytes == size(backlog.waiting) + OVERHEAD * len(backlog.waiting)
+        assert backlog.in_flight_bytes == size(self.pipeline.in_flight)
+
+    @invariant()
+    def order_is_kept_within_a_channel(self):
+        for numbers in self.received.values():
+            firsts = list(dict.fromkeys(numbers))
+            assert firsts == sorted(firsts)
+        for channel in CHANNELS:
+            numbers = [
+                int(text_of(command).split()[0])
+                for command in self.waiting_and_in_flight()
+                if not isinstance(command, Gap) and channel_of(command) == channel
+            ]
+            assert numbers == sorted(numbers)
+
+    @invariant()
+    def every_query_is_answered_once_or_void(self):
+        in_flight = sum(type(command) is Query for command in self.pipeline.in_flight)
+        assert self.asked == self.answered + self.void + in_flight
+        assert self.pipeline.messages == len(self.waiting_and_in_flight())
+
+    def teardown(self):
+        """In the end everything can be delivered, and consumers know the number of every loss."""
+        self.lose_connection(False)
+        for _ in range(200):
+            if self.pipeline.is_settled:
+                break
+            self.announce_rejected()
+            self.take()
+            if self.unanswered:
+                self.reply(20, True)
+                self.receive(1.0)
+        assert self.pipeline.is_settled
+        assert self.pipeline.undelivered() == 0
+        self.every_message_has_exactly_one_state()
+        self.every_loss_is_announced_exactly_once()
+        assert not self.pipeline.backlog.unannounced
+
+
+TestDelivery = Delivery.TestCase
+TestDelivery.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+# Replies.
+
+SCALARS = st.one_of(st.integers(), st.none(), st.binary(max_size=20), st.just(ReplyError("ERR no")))
+REPLIES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4), max_leaves=10)
+
+
+def resp(value):
+    if isinstance(value, int):
+        return b":%d\r\n" % value
+    if value is None:
+        return b"$-1\r\n"
+    if isinstance(value, bytes):
+        return b"$%d\r\n%b\r\n" % (len(value), value)
+    if isinstance(value, ReplyError):
+        return b"-%b\r\n" % str(value).encode()
+    return b"*%d\r\n" % len(value) + b"".join(map(resp, value))
+
+
+def same(value, expected):
+    if isinstance(expected, list):
+        return len(value) == len(expected) and all(map(same, value, expected))
+    return str(value) == str(expected) if isinstance(expected, ReplyError) else value == expected
+
+
+@given(REPLIES, st.binary(max_size=9))
+def test_a_reply_is_parsed_when_and_only_when_it_is_complete(value, rest):
+    data = resp(value)
+    parsed, after = parse_reply(data + rest, 0)
+    assert (same(parsed, value), after) == (True, len(data))
+    assert all(parse_reply(data[:end], 0) == (None, -1) for end in range(len(data)))
+
+
+@given(st.lists(st.one_of(REPLIES, st.just("message")), max_size=8), st.data())
+def test_replies_reach_their_commands_wherever_they_are_cut(expected, data):
+    pipeline, received, wire = new_pipeline(), [], b""
+    for value in expected:
+        if value == "message":
+            pipeline.backlog.append("a", b"x")
+            pipeline.take()
+            wire += b":0\r\n"
+        else:
+            pipeline.ask(Query(received.append, "ROLE"))
+            wire += resp(value)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=6)))
+    for begin, end in zip([0, *cuts], [*cuts, len(wire)], strict=True):
+        pipeline.receive(wire[begin:end])
+    assert same(received, [value for value in expected if value != "message"])
+    assert pipeline.confirmed == expected.count("message")
+    assert pipeline.is_settled
+
+
+@pytest.mark.parametrize("replies", [b":1\r\n:1\r\n", b":1\r\n-ERR\r\n"])
+def test_a_reply_to_no_command_ends_the_connection(replies):
+    pipeline = new_pipeline()
+    pipeline.backlog.append("a", b"x")
+    pipeline.take()
+    with pytest.raises(Unavailable, match="more replies than commands"):
+        pipeline.receive(replies)
+
+
+@pytest.mark.parametrize(
+    "error", ["BUSY", "LOADING", "MASTERDOWN", "NOAUTH", "READONLY", "TRYAGAIN", "CLUSTERDOWN", "DENIED"]
+)
+def test_an_error_about_the_state_of_redis_costs_no_message(error):
+    pipeline = new_pipeline()
+    for number in range(3):
+        pipeline.backlog.append("a", b"%d" % number)
+    sent = pipeline.take()
+    with pytest.raises(Unavailable, match=error):
+        pipeline.receive(b":1\r\n-%b wait\r\n:1\r\n" % error.encode())
+    pipeline.connection_lost(broken=False)
+    assert commands_of(pipeline.take()) == commands_of(sent)[1:]
+    assert not pipeline.dropped
+
+
+@pytest.mark.parametrize("error", ["NOPERM no", "ERR unknown command", "CLUSTERDOWN", "OOM"])
+def test_an_error_about_a_query_is_its_reply(error):
+    pipeline, replies = new_pipeline(), []
+    pipeline.ask(Query(replies.append, "ROLE"))
+    pipeline.receive(b"-%b\r\n" % error.encode())
+    assert isinstance(replies[0], ReplyError)
+    assert str(replies[0]) == error
+
+
+# The window, rejections, poison.
+
+
+@given(st.lists(st.integers(0, WINDOW), max_size=30))
+def test_the_window_is_exceeded_by_one_message_at_most(sizes):
+    pipeline = new_pipeline()
+    for length in sizes:
+        pipeline.backlog.append("a", b"x" * length)
+    while pipeline.messages:
+        while pipeline.take():
+            pass
+        in_flight = pipeline.in_flight
+        assert size(in_flight) - len(in_flight[-1]) < WINDOW
+        pipeline.receive(b":0\r\n" * len(in_flight))
+
+
+def test_the_first_rejection_of_each_kind_is_described():
+    pipeline = new_pipeline()
+    for _ in range(3):
+        for channel in ("a", "b"):
+            pipeline.backlog.append(channel, b"x" * 1000)
+    pipeline.take()
+    pipeline.receive(b"-NOPERM no\r\n" * 6)
+    assert [(one.channel, one.reason, one.size) for one in pipeline.rejections] == [
+        ("a", "NOPERM no", 1000),
+        ("b", "NOPERM no", 1000),
+    ]
+    assert pipeline.dropped == {"a": 3, "b": 3}
+    pipeline.announce_rejected()
+    events = [json.loads(words[2]) for words in commands_of(pipeline.take())]
+    assert [(event["channel"], event["messages"]) for event in events] == [("a", 3), ("b", 3)]
+
+
+@given(st.integers(1, 12), st.data())
+def test_only_the_message_that_breaks_every_connection_is_dropped(count, data):
+    poison = data.draw(st.integers(0, count - 1))
+    pipeline = new_pipeline()
+    for number in range(count):
+        pipeline.backlog.append("a", b"%d" % number)
+    received, connections = [], 0
+    while pipeline.messages:
+        for words in commands_of(pipeline.take()):
+            if int(words[2]) == poison:
+                connections += 1
+                pipeline.connection_lost(broken=True)
+                break
+            received.append(int(words[2]))
+            pipeline.receive(b":1\r\n")
+    assert received == [number for number in range(count) if number != poison]
+    assert connections == MAX_DELIVERY_ATTEMPTS
+    assert pipeline.dropped == {"a": 1}
+
+
+@given(st.lists(st.integers(1, 5), min_size=1))
+def test_no_message_is_dropped_for_breaks_that_it_does_not_cause(breaks):
+    """Each connection carries some messages before it breaks."""
+    pipeline = new_pipeline()
+    for number in range(sum(breaks)):
+        pipeline.backlog.append("a", b"%d" % number)
+    for count in breaks:
+        for _ in range(count):
+            if len(pipeline.in_flight) == 0:
+                pipeline.take()
+            pipeline.receive(b":1\r\n")
+        pipeline.connection_lost(broken=True)
+    assert pipeline.is_settled
+    assert not pipeline.dropped
+
+
+def test_an_announcement_that_is_dropped_is_announced_again():
+    pipeline = new_pipeline(limit=1000)
+    for _ in range(3):
+        pipeline.backlog.append("a", b"x" * 600)
+    assert [json.loads(words[2])["messages"] for words in commands_of(pipeline.take())[:1]] == [2]
+    pipeline.connection_lost(broken=False)
+    pipeline.backlog.append("a", b"x" * 900)
+    assert pipeline.backlog.unannounced == pipeline.dropped == {"a": 3}
+
+
+# Queries.
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "back"),
+    [
+        ({}, {}, True),
+        ({"a": 2}, {"a": 2}, True),
+        ({"a": 2}, {"a": 1}, False),
+        ({"a": 2}, {"a": 3}, True),
+        ({"a": 0}, {}, True),
+        ({"": 1}, {"a": 1}, False),
+    ],
+)
+def test_the_grace_period_is_for_subscribers_that_were_there(before, now, back):
+    probe = Probe()
+    for counts in (before, now):
+        role, channels, patterns = probe.queries(["a"])
+        assert probe.subscribers is None
+        role.on_reply([b"master", 0, []])
+        channels.on_reply([b"a", counts.get("a", 0)])
+        patterns.on_reply(counts.get("", 0))
+        if counts is before:
+            probe.expected = probe.subscribers
+    assert probe.all_are_back == back
+
+
+def test_a_replica_is_unavailable_and_a_missing_permission_is_not():
+    role, channels, patterns = Probe().queries(["a"])
+    for query in (role, channels, patterns):
+        query.on_reply(ReplyError("NOPERM"))
+    with pytest.raises(Unavailable, match="it is a replica"):
+        role.on_reply([b"slave", b"host", 6379, b"connected", 0])
+
+
+def test_the_status_hash_is_written_when_it_changes_and_on_a_new_connection():
+    status = StatusHash("h", 15)
+    assert status.queries() == []
+    status.write_again()
+    assert status.queries() == []
+    status.set({"Trades": "{}"})
+    words = [words for query in status.queries() for words in commands_of(query)]
+    assert words == [[b"DEL", b"h"], [b"HSET", b"h", b"Trades", b"{}"], [b"EXPIRE", b"h", b"15"]]
+    assert status.queries() == []
+    status.write_again()
+    assert len(status.queries()) == 2
+
+
+def test_a_rejected_status_hash_is_reported_once():
+    status = StatusHash("h", 15)
+    for _ in range(2):
+        status.set({"Trades": "{}"})
+        status.queries()[-2].on_reply(ReplyError("NOPERM no"))
+    assert (status.take_error(), status.take_error()) == ("NOPERM no", None)
+
+
+# Commands and text.
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.binary())
+def test_a_publish_command_gives_back_its_channel_and_text(channel, text):
+    command = b"%b%d\r\n%b\r\n" % (publish_head(channel), len(text), text)
+    assert (channel_of(command), text_of(command)) == (channel, text)
+    assert commands_of(command) == [[b"PUBLISH", channel.encode(), text]]
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("ünï", "ünï".encode()),
+        ({"a": [1, "ü"]}, '{"a":[1,"ü"]}'.encode()),
+        ("\ud800", b"\\ud800"),
+        (["\ud800"], b'["\\ud800"]'),
+        (None, b"null"),
+    ],
+)
+def test_what_is_not_bytes_becomes_text(message, text):
+    assert encoded(message) == text
+    backlog = Backlog(1 << 20)
+    backlog.append("a", message)
+    assert text_of(backlog.waiting[0]) == text

@@ -1,0 +1,166 @@
+"""--status: from the hash in Redis to a table, and what the real collector keeps there."""
+
+import json
+import time
+
+import pytest
+from conftest import eventually
+
+from ops.status import HEADS, run_status, status_row
+from ops.table import WIDTH, format_table
+from relay.redis.publisher import Publisher
+from sandbox.bybit import Bybit
+from sandbox.redis import free_port
+
+STATUS = "stream:bybit_status"
+FIELDS = {
+    "up": True,
+    "topics": 20,
+    "rejected": 1,
+    "messages": 1234567,
+    "rate": 316.4,
+    "connections": 3,
+    "age": 0.25,
+    "delay_p50": 0.00061,
+    "delay_p99": 0.0921,
+    "gaps": 2,
+    "callback_failures": 4,
+    "ts": 1_790_134_712_130,
+}
+
+
+def test_a_row_has_the_fields_of_the_stream_in_units_for_the_eye():
+    row = status_row("OrderBook", FIELDS, since=1.5)
+    assert dict(zip(HEADS, row, strict=True)) == {
+        "stream": "OrderBook",
+        "": "up",
+        "topics": "20",
+        "rejected": "1",
+        "messages": "1,234,567",
+        "per s": "316",
+        "age s": "1.8",
+        "p50 ms": "0.6",
+        "p99 ms": "92.1",
+        "conns": "3",
+        "gaps": "2",
+        "failures": "4",
+    }
+
+
+def test_what_is_not_known_is_a_dash():
+    unknown = dict.fromkeys(("age", "delay_p50", "delay_p99"))
+    row = status_row("Trades", FIELDS | unknown | {"up": False, "rate": 0.34}, since=0)
+    assert row[1] == "DOWN"
+    assert row[5:9] == ("0.3", "-", "-", "-")
+
+
+def test_the_table_fits_an_ordinary_terminal():
+    rows = [HEADS, status_row("Liquidations", FIELDS, 0), status_row("OrderBook", FIELDS | {"rate": 99_999}, 100)]
+    lines = list(format_table(rows, numbers_from=2))
+    assert max(map(len, lines)) <= WIDTH
+    assert len(lines) == 3
+    assert lines[1].startswith("Liquidations  up      20         1  1,234,567")
+
+
+@pytest.fixture
+def status(own_redis, capsys):
+    """Puts the fields of streams into the hash; returns the exit code and the printed lines of --status."""
+    publisher = Publisher("127.0.0.1", own_redis.port)
+
+    def run(**streams):
+        with own_redis.client() as client:
+            client.delete(STATUS)
+            if streams:
+                client.hset(STATUS, mapping={name: json.dumps(fields) for name, fields in streams.items()})
+        code = run_status(publisher)
+        return code, capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def now():
+    return round(time.time() * 1000)
+
+
+def test_all_streams_up_are_code_0_and_sorted_by_name(status):
+    code, lines = status(Trades=FIELDS | {"ts": now()}, OrderBook=FIELDS | {"ts": now()})
+    assert code == 0
+    assert [line.split()[0] for line in lines] == ["stream", "OrderBook", "Trades"]
+
+
+def test_a_stream_that_is_down_makes_code_1(status):
+    code, lines = status(Trades=FIELDS | {"ts": now(), "up": False, "topics": 0}, Ticker=FIELDS | {"ts": now()})
+    assert code == 1
+    assert [line.split()[1] for line in lines[1:]] == ["up", "DOWN"]
+
+
+def test_an_old_state_is_called_old(status):
+    _, lines = status(Trades=FIELDS | {"ts": now() - 13_000})
+    assert lines[1].split()[6] in ("13.2", "13.3", "13.4")
+    assert lines[2].startswith("This was the state 13 s ago: ")
+
+
+def test_no_hash_is_no_collector(status):
+    code, [line] = status()
+    assert code == 1
+    assert line.startswith(f"No collector is running: there is no {STATUS} in Redis at 127.0.0.1:")
+
+
+@pytest.mark.parametrize("fields", ["a text", {"what": "another program's"}], ids=str)
+def test_a_hash_of_another_program_is_not_taken_for_a_state(status, fields):
+    code, [line] = status(Some=fields)
+    assert code == 1
+    assert line.endswith("is not the state of a collector: unknown field Some")
+
+
+def test_a_redis_that_cannot_be_reached_is_named(capsys):
+    port = free_port()
+    assert run_status(Publisher("127.0.0.1", port)) == 1
+    assert capsys.readouterr().out.startswith(f"Cannot read the state from Redis at 127.0.0.1:{port}: ")
+
+
+# The real program.
+
+
+def state_of(redis):
+    return {name: json.loads(text) for name, text in redis.client(decode_responses=True).hgetall(STATUS).items()}
+
+
+def test_the_running_collector(program, own_redis):
+    """The state is there as soon as the streams are; a rejected topic is counted and leaves its stream up."""
+    with Bybit(rate=500) as bybit:
+        collector = program(own_redis, bybit, SYMBOLS="BTCUSDT,NOPE")
+        eventually(lambda: len(state := state_of(own_redis)) == 4 and all(one["messages"] for one in state.values()))
+        state = state_of(own_redis)
+        assert list(state["OrderBook"]) == list(FIELDS)
+        assert all((one["topics"], one["rejected"], one["connections"]) == (1, 1, 1) for one in state.values())
+        status = program(own_redis, arguments=["--status"])
+        assert status.wait()[0] == 0, status.output
+        assert status.log == ""
+        found = {line.split()[0]: line.split() for line in status.output.splitlines()}
+        assert list(found) == ["stream", "Liquidations", "OrderBook", "Ticker", "Trades"]
+        assert found["OrderBook"][1:4] == ["up", "1", "1"]
+        assert int(found["OrderBook"][4].replace(",", "")) > 0
+        assert collector.stop()[0] == 0, collector.log
+
+
+FAILING = """
+import sys
+from main import STREAMS, main, subscribe_trades
+
+def fails(message):
+    raise LookupError
+
+STREAMS[:] = [{"name": "Failing", "func": subscribe_trades, "args": ("BTCUSDT", fails)}]
+sys.exit(main())
+"""
+
+
+def test_failures_of_a_callback_are_counted(program, own_redis):
+    with Bybit(rate=500) as bybit:
+        program(own_redis, bybit, script=FAILING)
+        one = eventually(lambda: (one := state_of(own_redis).get("Failing")) and one["callback_failures"] and one)
+        assert one["callback_failures"] <= one["messages"]
+        status = program(own_redis, arguments=["--status"])
+        assert status.wait()[0] == 0
+        assert int(status.output.split()[-1].replace(",", "")) >= one["callback_failures"]

@@ -1,0 +1,402 @@
+"""What a connection is subscribed to, whatever Bybit answers. Bybit is simulated in its three dialects."""
+
+import json
+from collections import deque
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from relay.bybit.subscription import RejectedTopics, RequestRefused, State, Subscription, Verdict, judge
+
+SNAPSHOT_FIRST = ("orderbook.", "tickers.")
+# Some symbols stand within others.
+SYMBOLS = ("BTCUSD", "BTCUSDT", "BTCUSDT-26DEC25", "ETHUSDT", "1000PEPEUSDT", "PEPEUSDT", "币安人生USDT")
+KINDS = ("orderbook.1", "orderbook.50", "publicTrade", "tickers")
+TOPICS = [f"{kind}.{symbol}" for kind in KINDS for symbol in SYMBOLS]
+
+
+class Bybit:
+    """Answers requests of one connection as a category does; answers come in the order of the requests.
+
+    unnamed: its rejections name no topic.
+    """
+
+    def __init__(self, category, known, unnamed=False):
+        self.category, self.known, self.unnamed = category, set(known), unnamed
+        self.subscribed, self.responses = set(), 0
+
+    def answer(self, text):
+        request = json.loads(text)
+        assert set(request) == {"req_id", "op", "args"}
+        assert request["op"] == "subscribe"
+        topics = request["args"]
+        assert topics
+        assert not self.subscribed.intersection(topics), "asked again for what is subscribed"
+        self.responses += 1
+        bad = [topic for topic in topics if topic not in self.known]
+        if self.category == "option":
+            good = [topic for topic in topics if topic in self.known]
+            self.subscribed.update(good)
+            data = {"failTopics": bad, "successTopics": good}
+            return {"success": not bad, "conn_id": "c", "data": data, "type": "COMMAND_RESP"}
+        if not bad:
+            self.subscribed.update(topics)
+        reason = ""
+        if bad and self.category == "spot":
+            reason = "Invalid symbol" if self.unnamed else f"Invalid symbol :[{bad[0]}]"
+        elif bad:
+            reason = "error:handler not found" + ("" if self.unnamed else f",topic:{bad[0]}")
+        return {
+            "success": not bad,
+            "ret_msg": reason,
+            "conn_id": "c",
+            "req_id": request["req_id"],
+            "op": "subscribe",
+        }
+
+
+def make(topics=TOPICS, per_request=10, rejected=None, snapshot_first=()):
+    return Subscription(topics, per_request, rejected or RejectedTopics(), snapshot_first)
+
+
+def settle(subscription, bybit, rejected, now=0.0):
+    """Sends and receives until nothing is due. Returns the requests."""
+    outbox = deque(subscription.request(subscription.due(now)))
+    requests = [json.loads(text)["args"] for text in outbox]
+    while outbox:
+        assert subscription.pending
+        assert subscription.due(now) == []
+        verdict = subscription.receive(bybit.answer(outbox.popleft()))
+        assert verdict
+        for topic in verdict.rejected:
+            rejected.add(topic, now)
+        for topic in verdict.accepted:
+            rejected.forget(topic)
+        texts = [text for topics in verdict.retry for text in subscription.request(topics)]
+        if not outbox and not texts:
+            texts = subscription.request(subscription.due(now))
+        requests += [json.loads(text)["args"] for text in texts]
+        outbox += texts
+    assert not subscription.pending
+    return requests
+
+
+def answer(subscription, topics, **response):
+    """Requests these topics in one request and receives this response."""
+    (text,) = subscription.request(topics)
+    return subscription.receive({"req_id": json.loads(text)["req_id"], "success": False, **response})
+
+
+some_topics = st.lists(st.sampled_from(TOPICS), min_size=1, unique=True)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from(("linear", "inverse", "spot", "option")),
+    some_topics,
+    st.sets(st.sampled_from(TOPICS)),
+    st.booleans(),
+    st.integers(1, 12),
+)
+def test_known_topics_end_subscribed_and_the_others_rejected(category, topics, known, unnamed, per_request):
+    rejected = RejectedTopics()
+    bybit, subscription = Bybit(category, known, unnamed), make(topics, per_request, rejected, SNAPSHOT_FIRST)
+    good = [topic for topic in topics if topic in known]
+    bad = [topic for topic in topics if topic not in known]
+    requests_of_all = -(-len(topics) // per_request)
+    try:
+        requests = settle(subscription, bybit, rejected)
+    except RequestRefused:
+        event("refused")
+        assert unnamed
+        assert not good, "refused, though a topic of the request is known"
+        return
+    assert subscription.among(State.SUBSCRIBED) == good
+    assert subscription.among(State.REJECTED) == bad
+    assert bybit.responses <= requests_of_all + 4 * len(bad) * (len(topics).bit_length() if unnamed else 1)
+    assert max(map(len, requests)) <= per_request
+    assert subscription.awaiting_snapshot == {topic.encode() for topic in good if topic.startswith(SNAPSHOT_FIRST)}
+    assert subscription.due(0) == []
+
+
+@settings(deadline=None)
+@given(some_topics, st.integers(1, 12))
+def test_a_response_that_rejects_everything_and_names_nothing_refuses_the_connection(topics, per_request):
+    """It is hardly the fault of each topic: nothing is remembered as rejected."""
+    rejected = RejectedTopics()
+    subscription = make(topics, per_request, rejected)
+    with pytest.raises(RequestRefused, match=r"^error:handler not found$"):
+        settle(subscription, Bybit("linear", (), unnamed=True), rejected)
+    assert not any(rejected.blocks(topic, 0) for topic in topics)
+    assert subscription.among(State.REJECTED) == []
+
+
+@settings(deadline=None)
+@given(some_topics, st.sets(st.sampled_from(TOPICS)), st.sets(st.sampled_from(TOPICS)), st.booleans())
+def test_topics_that_bybit_lists_later_are_subscribed_when_they_may_be_requested_again(topics, known, later, option):
+    rejected = RejectedTopics(retry_after=3600)
+    bybit, subscription = Bybit("option" if option else "linear", known), make(topics, 10, rejected)
+    settle(subscription, bybit, rejected, now=100)
+    bybit.known |= later
+    assert settle(subscription, bybit, rejected, now=3699) == []
+    settle(subscription, bybit, rejected, now=3700)
+    assert subscription.among(State.SUBSCRIBED) == [topic for topic in topics if topic in bybit.known]
+    assert subscription.among(State.REJECTED) == [topic for topic in topics if topic not in bybit.known]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(TOPICS),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(("failTopics", "successTopics", "x")), inner),
+    max_leaves=8,
+)
+members = {"success": json_values, "ret_msg": json_values, "data": json_values, "req_id": json_values | st.just("1")}
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.fixed_dictionaries({}, optional=members), some_topics)
+def test_any_json_object_leaves_each_topic_in_one_state(response, topics):
+    subscription = make(topics, len(topics))
+    subscription.request(topics)
+    try:
+        verdict = subscription.receive(response)
+    except RequestRefused:
+        assert len(topics) == 1
+        return
+    if verdict is None:
+        assert subscription.among(State.REQUESTED) == topics
+        assert subscription.pending
+        return
+    retry = [topic for part in verdict.retry for topic in part]
+    assert sorted(verdict.accepted + verdict.rejected + verdict.deferred + retry) == sorted(topics)
+    assert all(verdict.retry), "an empty list to be requested again"
+    assert set(subscription.among(State.SUBSCRIBED)) == set(verdict.accepted)
+    assert set(subscription.among(State.REJECTED)) == set(verdict.rejected)
+    assert set(subscription.among(State.WANTED)) == {*verdict.deferred, *retry}
+
+
+# Requests.
+
+
+def test_a_request_holds_no_more_topics_than_bybit_takes_and_none_is_left_out():
+    subscription = make(per_request=10)
+    texts = subscription.request(subscription.due(0))
+    assert [len(json.loads(text)["args"]) for text in texts] == [10, 10, 8]
+    assert [topic for text in texts for topic in json.loads(text)["args"]] == TOPICS
+    assert len({json.loads(text)["req_id"] for text in texts}) == 3
+
+
+def test_a_request_names_a_topic_as_it_is_also_in_chinese():
+    (text,) = make(["tickers.币安人生USDT"]).request(["tickers.币安人生USDT"])
+    assert '"tickers.币安人生USDT"' in text
+
+
+def test_without_topics_nothing_is_requested():
+    assert make([]).due(0) == []
+    assert make().request([]) == []
+    assert not make().pending
+
+
+def test_nothing_is_due_while_an_answer_is():
+    subscription = make(["a", "b"], 1)
+    subscription.request(["a"])
+    assert subscription.due(0) == []
+    subscription.receive({"req_id": "1", "success": True})
+    assert subscription.due(0) == ["b"]
+
+
+# Responses.
+
+HANDLER = "error:handler not found"
+
+
+@pytest.mark.parametrize(
+    ("response", "topics", "verdict", "named"),
+    [
+        ({"success": True, "ret_msg": ""}, ["t.a", "t.b"], Verdict(["t.a", "t.b"]), True),
+        (
+            {"success": False, "ret_msg": f"{HANDLER},topic:t.b"},
+            ["t.a", "t.b", "t.c"],
+            Verdict(rejected=["t.b"], retry=[["t.a", "t.c"]], reason=f"{HANDLER},topic:t.b"),
+            True,
+        ),
+        (
+            {"success": False, "ret_msg": f"{HANDLER},topic:t.a"},
+            ["t.a"],
+            Verdict(rejected=["t.a"], reason=f"{HANDLER},topic:t.a"),
+            True,
+        ),
+        (
+            {"success": False, "ret_msg": "Invalid symbol :[t.BTCUSDT]"},
+            ["t.BTCUSD", "t.BTCUSDT"],  # the one is the beginning of the other
+            Verdict(rejected=["t.BTCUSDT"], retry=[["t.BTCUSD"]], reason="Invalid symbol :[t.BTCUSDT]"),
+            True,
+        ),
+        (
+            {"success": False, "ret_msg": HANDLER},
+            ["t.a", "t.b", "t.c"],
+            Verdict(retry=[["t.a"], ["t.b", "t.c"]], reason=HANDLER),
+            False,
+        ),
+        ({"success": False, "ret_msg": HANDLER}, ["t.a"], Verdict(rejected=["t.a"], reason=HANDLER), False),
+        ({"success": False}, ["t.a"], Verdict(rejected=["t.a"]), False),
+        (
+            {"success": False, "ret_msg": "error:already subscribed,topic:t.a"},
+            ["t.a", "t.b"],
+            Verdict(["t.a"], retry=[["t.b"]]),
+            True,
+        ),
+        ({"success": False, "ret_msg": "error:already subscribed,topic:t.a"}, ["t.a"], Verdict(["t.a"]), True),
+        ({"success": False, "ret_msg": "error:already subscribed"}, ["t.a"], Verdict(["t.a"]), True),
+        (
+            {"success": False, "data": {"failTopics": ["t.b"], "successTopics": ["t.a"]}},
+            ["t.a", "t.b"],
+            Verdict(["t.a"], ["t.b"], reason="failTopics"),
+            True,
+        ),
+        (
+            {"success": True, "data": {"failTopics": ["t.b"], "successTopics": ["t.a"]}},
+            ["t.a", "t.b"],
+            Verdict(["t.a"], ["t.b"], reason="failTopics"),
+            True,
+        ),
+        ({"success": True, "data": {"failTopics": [], "successTopics": ["t.a"]}}, ["t.a"], Verdict(["t.a"]), True),
+        ({"success": True, "data": {"failTopics": ["t.z"]}}, ["t.a"], Verdict(["t.a"]), True),
+    ],
+)
+def test_a_response_accepts_or_rejects_topics(response, topics, verdict, named):
+    assert judge(response, topics) == (verdict, named)
+
+
+def test_the_rejected_topic_is_found_at_the_end_of_a_reason_of_10000_characters():
+    subscription = make(["t.a", "t.b"])
+    reason = "x" * 10_000 + ",topic:t.b"
+    verdict = answer(subscription, ["t.a", "t.b"], ret_msg=reason)
+    assert verdict == Verdict(rejected=["t.b"], retry=[["t.a"]], reason=reason)
+
+
+def test_a_response_without_an_id_answers_the_oldest_request():
+    subscription = make(["a", "b"], 1)
+    subscription.request(["a", "b"])
+    assert subscription.receive({"success": True}).accepted == ["a"]
+    assert subscription.receive({"success": True}).accepted == ["b"]
+    assert subscription.receive({"success": True}) is None
+
+
+@pytest.mark.parametrize("req_id", ["99", "x", 1, 1.0, ["1"], {"1": 1}, True])
+def test_a_response_to_a_request_of_nobody_changes_nothing(req_id):
+    subscription = make(["a"])
+    subscription.request(["a"])
+    assert subscription.receive({"req_id": req_id, "success": True}) is None
+    assert subscription.among(State.REQUESTED) == ["a"]
+    assert subscription.pending
+
+
+def test_a_response_that_comes_twice_counts_once():
+    subscription = make(["a", "b"], 1)
+    subscription.request(["a", "b"])
+    assert subscription.receive({"req_id": "1", "success": True})
+    assert subscription.receive({"req_id": "1", "success": False, "ret_msg": "a"}) is None
+    assert subscription.among(State.SUBSCRIBED) == ["a"]
+
+
+# Nothing is accepted yet.
+
+
+def test_a_topic_rejected_without_its_name_is_deferred_until_another_is_accepted():
+    subscription = make(["bad", "good"], 1)
+    subscription.request(["bad", "good"])
+    assert subscription.receive({"req_id": "1", "success": False, "ret_msg": "no"}) == Verdict(deferred=["bad"])
+    assert subscription.receive({"req_id": "2", "success": True}).accepted == ["good"]
+    assert subscription.due(0) == ["bad"]
+    assert answer(subscription, ["bad"], ret_msg="no") == Verdict(rejected=["bad"], reason="no")
+
+
+def test_a_topic_rejected_by_its_name_is_rejected_at_once():
+    subscription = make(["bad"])
+    assert answer(subscription, ["bad"], ret_msg="unknown: bad").rejected == ["bad"]
+
+
+def test_a_connection_that_has_topics_is_not_refused_because_of_another():
+    subscription = make(["good", "bad"])
+    answer(subscription, ["good"], success=True)
+    assert answer(subscription, ["bad"], ret_msg="no").rejected == ["bad"]
+
+
+# What the process remembers.
+
+
+def test_a_rejected_topic_is_blocked_for_the_time_of_its_retry():
+    rejected = RejectedTopics(retry_after=60)
+    assert not rejected.blocks("a", 0)
+    assert rejected.add("a", 100)
+    assert rejected.blocks("a", 100)
+    assert rejected.blocks("a", 159.9)
+    assert not rejected.blocks("a", 160)
+    assert not rejected.blocks("b", 100)
+
+
+def test_a_rejection_is_new_once_until_the_topic_is_accepted():
+    rejected = RejectedTopics(retry_after=60)
+    assert rejected.add("a", 0)
+    assert not rejected.add("a", 100)
+    assert rejected.blocks("a", 159)
+    assert rejected.forget("a")
+    assert not rejected.forget("a")
+    assert not rejected.blocks("a", 100)
+    assert rejected.add("a", 200)
+
+
+def test_the_next_connection_does_not_ask_for_a_rejected_topic():
+    rejected = RejectedTopics(retry_after=60)
+    rejected.add("b", 0)
+    subscription = make(["a", "b", "c"], rejected=rejected)
+    assert subscription.due(59) == ["a", "c"]
+    assert subscription.among(State.REJECTED) == ["b"]
+    assert subscription.due(60) == ["a", "b", "c"]
+
+
+def test_a_topic_that_another_connection_got_is_requested_at_once():
+    rejected = RejectedTopics(retry_after=60)
+    rejected.add("a", 0)
+    subscription = make(["a"], rejected=rejected)
+    assert subscription.due(1) == []
+    rejected.forget("a")
+    assert subscription.due(1) == ["a"]
+
+
+# The first message.
+
+
+def message(topic):
+    return f'{{"topic":"{topic}","type":"snapshot"}}'.encode()
+
+
+def test_a_snapshot_is_awaited_from_the_request_on_for_topics_that_begin_with_one():
+    subscription = make(["orderbook.50.A", "tickers.A", "publicTrade.A"], snapshot_first=SNAPSHOT_FIRST)
+    assert subscription.awaiting_snapshot == set()
+    subscription.request(subscription.due(0))
+    assert subscription.awaiting_snapshot == {b"orderbook.50.A", b"tickers.A"}
+
+
+def test_data_before_the_answer_counts_as_the_first_message():
+    subscription = make(["orderbook.50.A", "tickers.币"], snapshot_first=SNAPSHOT_FIRST)
+    subscription.request(subscription.due(0))
+    subscription.seen([message("tickers.币"), message("tickers.other"), b"", b"{}", b"no JSON"])
+    assert subscription.awaiting_snapshot == {b"orderbook.50.A"}
+    subscription.receive({"req_id": "1", "success": True})
+    assert subscription.awaiting_snapshot == {b"orderbook.50.A"}
+    subscription.seen([message("orderbook.50.A")])
+    assert subscription.awaiting_snapshot == set()
+
+
+def test_no_snapshot_is_awaited_of_a_rejected_topic():
+    subscription = make(["tickers.A", "tickers.B"], snapshot_first=SNAPSHOT_FIRST)
+    answer(subscription, ["tickers.A", "tickers.B"], ret_msg="unknown tickers.B")
+    assert subscription.awaiting_snapshot == {b"tickers.A"}
+
+
+def test_without_such_topics_no_snapshot_is_awaited():
+    subscription = make(["publicTrade.A"], snapshot_first=())
+    subscription.request(["publicTrade.A"])
+    assert subscription.awaiting_snapshot == set()

@@ -265,7 +265,11 @@ def test_a_python_that_is_too_old_is_one_sentence_and_leaves_no_virtual_environm
     old.chmod(0o755)
     named = str(old) if python == "old-python" else python
     made = subprocess.run(
-        [tool("make"), "demo", f"PYTHON={named}"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [tool("make"), "--no-print-directory", "demo", f"PYTHON={named}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert made.returncode == 2
     assert made.stdout.startswith(f"Python 3.11 or newer is needed; {named} is not: apt-get install")

@@ -45,7 +45,7 @@ class RecordingEvent(threading.Event):
 def test_a_stream_is_one_thread(exchange, collector):
     before, ran_on = set(threading.enumerate()), set()
     collector.streams("tickers", "BTCUSDT", callback=raw(lambda _: ran_on.add(threading.current_thread())))
-    eventually(lambda: ran_on and set(threading.enumerate()) - before == {collector.thread})
+    eventually(lambda: ran_on and set(threading.enumerate()) - before == {collector.thread}, 1)
     assert ran_on == {collector.thread}, "the callback runs on the thread that was started for the stream"
 
 
@@ -320,6 +320,7 @@ def test_a_stop_at_any_moment_ends_the_stream(exchange, caplog):
         collector.streams("tickers", "BTCUSDT")
         time.sleep(chance.uniform(0, 0.03))
         assert collector.stops() < 1
+        assert not [event for event in collector.events() if event.event == "lost"]
     exchange.wait(lambda: not exchange.open_connections())
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 

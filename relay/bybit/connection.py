@@ -17,7 +17,7 @@ from typing import Any
 
 import websocket
 
-from relay.bybit.dial import Dial, describe, interrupt
+from relay.bybit.dial import Dial, describe
 from relay.bybit.exchange import Exchange
 from relay.bybit.frames import FrameReader
 from relay.bybit.health import Health
@@ -65,13 +65,12 @@ class Connection:
     def close(self) -> None:
         """Ends the connection soon. Any thread, any time, never blocks.
 
-        _closing is set before _dial and _ws are looked at, and run() sets these before it looks at _closing: whoever
-        comes second sees the other.
+        _closing is set before _dial is read, and run() sets _dial before it reads _closing: whoever comes second sees
+        the other.
         """
         self._closing = True
         if self._dial:
-            self._dial.cancel()
-        interrupt(self._ws)
+            self._dial.cancel()  # wakes the stream's thread, whether it still connects or reads already
 
     def run(self) -> None:
         """Connects, subscribes and delivers messages until the connection is lost. Raises ConnectionLost; returns after

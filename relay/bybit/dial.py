@@ -15,8 +15,8 @@ from relay.log import shorten
 class Dial:
     """One attempt to connect, on a thread of its own: a name that does not resolve cannot be interrupted.
 
-    The stream's thread makes it and waits; any thread may cancel(), at any time. Whoever comes too late for the
-    outcome leaves it to the attempt's own thread, which closes what it has opened: _lock guards that decision.
+    The stream's thread makes it and waits; any thread may cancel(). Whoever comes too late for the outcome leaves
+    it to the attempt's own thread, which closes what it has opened: _lock guards that decision.
     """
 
     def __init__(self, url: str, step_timeout: float) -> None:
@@ -49,6 +49,7 @@ class Dial:
         return outcome
 
     def cancel(self) -> None:
+        """Ends the attempt, and the connection if it was handed over already. Any thread, any time, never blocks."""
         with self._lock:
             self._abandoned = True
         self._done.set()

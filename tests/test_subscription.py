@@ -34,6 +34,7 @@ class Bybit:
         assert topics
         assert not self.subscribed.intersection(topics), "asked again for what is subscribed"
         self.responses += 1
+        assert self.responses < 1000, "requests without end"
         bad = [topic for topic in topics if topic not in self.known]
         if self.category == "option":
             good = [topic for topic in topics if topic in self.known]
@@ -240,6 +241,7 @@ HANDLER = "error:handler not found"
         ),
         ({"success": False, "ret_msg": HANDLER}, ["t.a"], Verdict(rejected=["t.a"], reason=HANDLER), False),
         ({"success": False}, ["t.a"], Verdict(rejected=["t.a"]), False),
+        ({"success": "false"}, ["t.a"], Verdict(rejected=["t.a"]), False),
         (
             {"success": False, "ret_msg": "error:already subscribed,topic:t.a"},
             ["t.a", "t.b"],

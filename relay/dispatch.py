@@ -38,8 +38,8 @@ class Router:
         on_control: Callable[[dict[str, Any]], None],
     ) -> None:
         self._callbacks, self._stats, self._log_once, self._on_control = callbacks, stats, log_once, on_control
-        distinct = set(callbacks.values())
-        only = distinct.pop() if len(distinct) == 1 else None
+        first = next(iter(callbacks.values()), None)
+        only = first if all(callback is first for callback in callbacks.values()) else None
         self._raw_callback = only if getattr(only, "raw", False) else None
         # A message that begins like this goes to the callback unparsed. Bybit's documentation promises no order of
         # JSON members, so every other message is parsed, and arrives just the same.

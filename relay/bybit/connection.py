@@ -19,7 +19,7 @@ import websocket
 
 from relay.bybit.dial import Dial, describe
 from relay.bybit.exchange import Exchange
-from relay.bybit.frames import FrameReader
+from relay.bybit.frames import Closed, FrameReader
 from relay.bybit.health import Health
 from relay.bybit.subscription import RequestRefused, State, Subscription
 from relay.dispatch import Callback, Router
@@ -165,7 +165,8 @@ class Connection:
             for payload in frames.pings:
                 self._send(self._ws.pong, payload)
         if frames.error:
-            raise ConnectionLost(f"Bybit closed the connection: {shorten(frames.error)}")
+            closed = "Bybit closed the connection: " if isinstance(frames.error, Closed) else ""
+            raise ConnectionLost(closed + shorten(frames.error))
         return len(messages)
 
     def _deliver_in_parts(self, messages: list[bytes]) -> int:

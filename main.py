@@ -2,9 +2,9 @@
 
     Bybit --WebSocket--> Connection --bytes--> handle_* --> Publisher --PUBLISH--> Redis
 
-A thread per entry of STREAMS runs subscribe_* (below): it opens a connection and hands each message to the callback
-(callbacks/), which appends it to the backlog of the Publisher, and sends to Redis what Redis takes at once; the thread
-"Redis" does the rest. When the connection is lost, run_stream (below) waits and opens the next one, for ever.
+A thread per entry of STREAMS runs subscribe_* (below). It opens a connection and hands each message to the callback
+(callbacks/), which appends it to the backlog of the Publisher. The same thread then sends what Redis takes at once, and
+the thread "Redis" the rest. When the connection is lost, run_stream (below) waits and opens the next one, for ever.
 
 For more symbols set SYMBOLS in .env, or append to STREAMS: an entry is {"name": unique, "func": one of subscribe_*,
 "args": (symbol or list of symbols, callback)}, and may carry "stall_timeout": seconds without data after which its
@@ -96,11 +96,11 @@ def run_stream(stream: StreamSpec, exchange: Exchange, backoff: Backoff) -> None
         stats.heartbeat_due = float("inf")  # a Connection sets its own; a func of the user's own is not watched
         try:
             stream.func(*stream.args, **stream.options)
-            reason, uptime = "the function of the stream returned", 0.0
+            reason, uptime = "the stream function returned", 0.0
         except ConnectionLost as lost:
             reason, uptime = str(lost), lost.uptime
         except InvalidStream as mistake:
-            log.error("Stream %s is given up: %s", stream.name, mistake)
+            log.error("Giving up on stream %s: %s", stream.name, mistake)
             exchange.stop.wait()
             return
         except BaseException as error:  # also SystemExit: a stream ends with the program only
@@ -126,10 +126,10 @@ class Collector:
         while self._taken < len(STREAMS):
             self._taken += 1
             entry = STREAMS[self._taken - 1]
-            for spec in list(plan_streams(entry, CHANNEL_TYPE, ORDERBOOK_DEPTH, MAX_TOPIC_CHARACTERS)):
-                if spec.name in self.specs:
-                    raise ValueError(f"STREAMS: {spec.name}: the name is used twice")
-                self.specs[spec.name] = spec
+            new = {spec.name: spec for spec in plan_streams(entry, CHANNEL_TYPE, ORDERBOOK_DEPTH, MAX_TOPIC_CHARACTERS)}
+            if taken := new.keys() & self.specs.keys():
+                raise ValueError(f"STREAMS: {min(taken)}: the name is used twice")
+            self.specs |= new
 
     def start_threads(self) -> None:
         """Starts the threads of new streams, and again those that died, which none should."""
@@ -151,7 +151,7 @@ class Collector:
         exchange.close_all()
         for thread in self.threads.values():  # at most half of the time: a hung callback must not cost the backlog
             thread.join(max(0.0, deadline - STOP_TIMEOUT / 2 - monotonic()))
-        if publisher.connected:
+        if publisher.connected:  # otherwise it would be the one message to wait for
             publisher.announce("stopped")
         if left := publisher.stop(deadline):
             log.error("%d messages could not be delivered to Redis and are lost", left)

@@ -18,4 +18,4 @@ class Backoff:
             self._next = self._delay
             return self._delay
         self._next = min(self._next * 2, self._maximum)
-        return self._next * random.uniform(0.75, 1)  # jitter: streams that fell together do not return together
+        return self._next * random.uniform(0.75, 1)  # jitter: streams that failed together do not return together

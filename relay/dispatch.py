@@ -80,6 +80,7 @@ class Router:
         except (ValueError, RecursionError):
             parsed = None
         if not isinstance(parsed, dict):
+            self._stats.ignored += 1
             if self._log_once.first("not an object"):
                 log.error("Ignoring (logged once): a frame that is not a JSON object: %s", shorten(text))
             return 0
@@ -89,6 +90,7 @@ class Router:
             return 0
         callback = self._callbacks.get(topic)
         if callback is None:
+            self._stats.ignored += 1
             if self._log_once.first("unknown topic", topic):
                 log.error("Ignoring (logged once): messages of %s, which was not requested", shorten(topic))
             return 0

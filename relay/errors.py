@@ -14,4 +14,4 @@ class Stalled(ConnectionLost):
 
 
 class InvalidStream(Exception):
-    """What a stream asks for cannot be had, now or later: a retry is of no use."""
+    """What a stream asks for is not possible, now or later: retrying will not help."""

@@ -66,12 +66,6 @@ def kind_of(func: Any) -> Kind | None:
     return kind if isinstance(kind, Kind) else None
 
 
-def kind_of_topic(topic: str) -> Kind | None:
-    """The kind of "orderbook.50.BTCUSDT"; None for a topic of no kind in the table."""
-    name = topic.partition(".")[0]
-    return next((kind for kind in KINDS if kind.topic.partition(".")[0] == name), None)
-
-
 def is_symbol(value: object) -> bool:
     """Whether `value` can be a symbol: a str of letters of any script (Bybit lists some), digits, "_" and "-"."""
     return isinstance(value, str) and re.fullmatch(r"[\w-]+", value) is not None

@@ -1,4 +1,4 @@
-"""The rules of the house, read from the source: what may import what, how large a part may be, and who holds state."""
+"""The rules of the architecture, read from the source: what may import what, how large a part may be, who holds state."""
 
 import ast
 import re
@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Pure rooms read no clock, open no socket, start no thread and never log.
-PURE_ROOMS = (
+# Pure modules read no clock, open no socket, start no thread and never log.
+PURE_MODULES = (
     "conf/streams.py",
     "relay/backoff.py",
     "relay/bybit/frames.py",
@@ -32,10 +32,10 @@ IMPURE = re.compile(
 )
 
 # An import goes from a higher layer to a lower one, or stays within a folder.
-PURE, SHELLS, CALLBACKS, OPS, MAIN, TOOLS = range(6)
+PURE, IO_MODULES, CALLBACKS, OPS, MAIN, TOOLS = range(6)
 LAYERS = {
-    "relay": SHELLS,
-    "conf": SHELLS,
+    "relay": IO_MODULES,
+    "conf": IO_MODULES,
     "callbacks": CALLBACKS,
     "ops": OPS,
     "main.py": MAIN,
@@ -94,7 +94,7 @@ def file_of(name):
 
 
 def layer(path):
-    return PURE if path in PURE_ROOMS else LAYERS[path.split("/")[0]]
+    return PURE if path in PURE_MODULES else LAYERS[path.split("/")[0]]
 
 
 def may_import(path, other):
@@ -179,14 +179,14 @@ def complaints(check):
     return {f"{path}: {found}" for path in PRODUCT for found in check(tree_of(path))}
 
 
-@pytest.mark.parametrize("path", PURE_ROOMS)
-def test_a_pure_room_reaches_for_nothing_outside(path):
+@pytest.mark.parametrize("path", PURE_MODULES)
+def test_a_pure_module_reaches_for_nothing_outside(path):
     assert impurities(tree_of(path)) == set()
 
 
 @pytest.mark.parametrize("path", PRODUCT)
 def test_imports_run_downwards(path):
-    """main, ops, callbacks, conf and the shells of relay, pure rooms; the product knows nothing of its tools."""
+    """main, ops, callbacks, conf and the I/O modules of relay, pure modules; the product knows nothing of its tools."""
     ours = {other for name in imports(tree_of(path), path) if (other := file_of(name))}
     assert {other for other in ours if not may_import(path, other)} == set()
 

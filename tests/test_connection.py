@@ -491,6 +491,21 @@ def test_a_refusal_of_everything_without_a_name_is_a_failed_connection(exchange,
     assert collector.events() == [subscribed("tickers.BTCUSDT")]
 
 
+def test_consumers_learn_of_a_gap_that_a_callback_makes_by_ending_the_thread(exchange, collector):
+    @raw
+    def leave(_message):
+        raise SystemExit("bye")
+
+    collector.streams("tickers", "BTCUSDT", callback=leave)
+    exchange.subscribed(1)
+    exchange.publishes(message("tickers.BTCUSDT"))
+    exchange.subscribed(2)
+    events = collector.events(3)
+    assert events[0] == events[2] == subscribed("tickers.BTCUSDT")
+    event, topics, fields = events[1]
+    assert (event, topics, fields["reason"]) == ("lost", ["tickers.BTCUSDT"], "SystemExit('bye')")
+
+
 def test_many_topics_go_in_requests_of_the_size_that_spot_allows(exchange, collector):
     symbols = [f"A{number}" for number in range(45)]
     exchange.knows(*symbols, category="spot")
@@ -502,7 +517,7 @@ def test_many_topics_go_in_requests_of_the_size_that_spot_allows(exchange, colle
 
 def test_more_topics_than_a_connection_carries_are_given_up_in_one_sentence(exchange, collector):
     collector.streams("publicTrade", *[f"SYMBOL{number}" for number in range(2000)])
-    (line,) = collector.logs("Stream publicTrade is given up: ")
+    (line,) = collector.logs("Giving up on stream publicTrade: ")
     assert "characters of topics: one connection carries 21,000" in line
     time.sleep(10 * PAUSE)  # in which a retry would come
     assert collector.lines(level=logging.WARNING) == [line]

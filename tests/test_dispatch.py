@@ -239,6 +239,7 @@ def test_a_frame_that_is_no_json_object_is_ignored_and_logged_once(caplog, messa
     assert desk.deliver(data(), message, message, b"[1]", data()) == 2
     assert len(desk.received) == 2
     assert desk.controls == []
+    assert desk.stats.ignored == 3
     (line,) = errors(caplog)
     assert line.startswith("Ignoring (logged once): a frame that is not a JSON object:")
     assert len(line) < 300

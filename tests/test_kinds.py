@@ -16,7 +16,6 @@ from relay.kinds import (
     carries,
     is_symbol,
     kind_of,
-    kind_of_topic,
 )
 
 CONTRACT = "BTC-25JUN27-106000-P-USDT"
@@ -52,29 +51,6 @@ def test_a_topic_is_the_one_that_pybit_subscribes_to(kind, method, options, cate
     subjects = [kind.subject(symbol, category) for symbol in symbols]
     getattr(recorder, method)(symbol=subjects, callback=print, **options)
     assert recorder.topics == [kind.topic_for(symbol, category, 50) for symbol in symbols]
-
-
-@pytest.mark.parametrize(
-    ("kind", "category", "symbol", "topic"),
-    [
-        (ORDERBOOK, "linear", "BTCUSDT", "orderbook.200.BTCUSDT"),
-        (ORDERBOOK, "option", CONTRACT, f"orderbook.200.{CONTRACT}"),
-        (TRADES, "spot", "BTCUSDT", "publicTrade.BTCUSDT"),
-        (TRADES, "linear", "BTC-29MAR26", "publicTrade.BTC-29MAR26"),
-        (TRADES, "option", CONTRACT, "publicTrade.BTC"),
-        (TRADES, "option", "BTC", "publicTrade.BTC"),
-        (TICKER, "option", CONTRACT, f"tickers.{CONTRACT}"),
-        (LIQUIDATIONS, "inverse", "BTCUSD", "allLiquidation.BTCUSD"),
-    ],
-)
-def test_the_topic_of_a_symbol(kind, category, symbol, topic):
-    assert kind.topic_for(symbol, category, 200) == topic
-    assert kind_of_topic(topic) is kind
-
-
-@pytest.mark.parametrize("topic", ["", "kline.1.BTCUSDT", "orderbooks.50.BTCUSDT", "{symbol}"])
-def test_a_topic_of_no_kind(topic):
-    assert kind_of_topic(topic) is None
 
 
 def test_only_linear_and_inverse_have_liquidations():

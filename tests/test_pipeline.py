@@ -425,7 +425,7 @@ def test_the_status_hash_is_written_when_it_changes_and_on_a_new_connection():
     assert words == [[b"DEL", b"h"], [b"HSET", b"h", b"Trades", b"{}"], [b"EXPIRE", b"h", b"15"]]
     assert status.queries() == []
     status.write_again()
-    assert len(status.queries()) == 2
+    assert len(status.queries()) == 3
 
 
 def test_a_rejected_status_hash_is_reported_once():

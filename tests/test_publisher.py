@@ -575,6 +575,17 @@ def test_the_state_is_written_at_once_to_a_redis_that_came_back_empty(own_redis)
         eventually(lambda: own_redis.client().hgetall(STATUS) == {b"Trades": b"1"}, 3)
 
 
+def test_a_new_connection_takes_fields_of_another_run_away(own_redis):
+    """Also if the connection that was to do it broke before Redis had got its DEL."""
+    client = own_redis.client()
+    with Running(own_redis, connected=True) as publisher:
+        publisher.set_state({"Trades": "1"})
+        eventually(lambda: client.exists(STATUS))
+        client.hset(STATUS, "a stream of another run", "{}")
+        client.client_kill_filter(_type="normal", skipme=True)
+        eventually(lambda: client.hgetall(STATUS) == {b"Trades": b"1"}, 3)
+
+
 RIGHTS = "resetchannels &stream:bybit_* ~stream:bybit_status -@all +publish"
 RIGHTS += " +hset +expire +del +role +pubsub|numsub +pubsub|numpat"
 

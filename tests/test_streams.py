@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import main
 from conf.streams import plan_streams
 from relay.kinds import KINDS, LIQUIDATIONS, ORDERBOOK, TRADES, carries, is_symbol
 
@@ -202,3 +203,15 @@ def test_an_entry_without_a_part_is_refused(missing, sentence):
     del entry[missing]
     with pytest.raises(ValueError, match=f"STREAMS: Books: {sentence}"):
         list(plan_streams(entry, "linear", 200, LIMIT))
+
+
+def test_an_entry_whose_second_part_has_a_name_that_is_used_is_left_out_as_a_whole(monkeypatch):
+    entries = [
+        {"name": "Many.2", "func": main.subscribe_trades, "args": ("BTCUSDT", print)},
+        {"name": "Many", "func": main.subscribe_trades, "args": ([f"SYMBOL{n}" for n in range(1500)], print)},
+    ]
+    monkeypatch.setattr(main, "STREAMS", entries)
+    collector = main.Collector()
+    with pytest.raises(ValueError, match=r"^STREAMS: Many\.2: the name is used twice$"):
+        collector.take_new_entries()
+    assert list(collector.specs) == ["Many.2"]

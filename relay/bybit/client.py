@@ -1,6 +1,5 @@
 """How a stream subscribes: pybit names the topics and the address, our Connection does the rest."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from pybit.unified_trading import WebSocket
@@ -43,11 +42,6 @@ class Client(WebSocket):
         """Overridden: only notes the topics. symbol: one, several, or none (pybit passes False)."""
         for one in [symbol] if isinstance(symbol, str) else symbol or [""]:
             self._topics[topic.format(symbol=one)] = callback
-
-    @property
-    def topics(self) -> Mapping[str, Callback]:
-        """The callbacks by topic."""
-        return self._topics
 
     def run(self) -> None:
         """Connects, subscribes and delivers until the connection is lost. Raises ConnectionLost, or InvalidStream if

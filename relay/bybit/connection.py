@@ -1,4 +1,4 @@
-"""One life of a connection to Bybit, from the handshake to its loss: the shell around the pure rooms beside it.
+"""One life of a connection to Bybit, from the handshake to its loss: the I/O around the pure modules beside it.
 
 Everything runs on the stream's thread. Other threads may only close().
 
@@ -25,14 +25,13 @@ from relay.bybit.subscription import RequestRefused, State, Subscription
 from relay.dispatch import Callback, Router
 from relay.errors import ConnectionLost, Stalled
 from relay.log import shorten
-from relay.stats import Sampler
+from relay.stats import Sampler, StreamStats
 
 log = logging.getLogger(__name__)
 
-# Bytes asked of the socket at once. TLS gives at most one record of 16 KiB.
+# Bytes asked of the socket at once. Not below the 16 KiB of a TLS record: poll() does not see what TLS keeps decrypted.
 READ_SIZE = 65536
-# Seconds without a message after which the next one is flushed at once, and messages after which is flushed though more
-# lies on the socket.
+# While the socket has more to read: seconds and messages after which is flushed all the same.
 IDLE_GAP, FLUSH_EVERY = 0.001, 256
 # Messages delivered between two looks at the ping clock.
 PING_CHECK_EVERY = 16
@@ -49,7 +48,7 @@ class Connection:
     def __init__(self, exchange: Exchange, url: str, callbacks: Mapping[str, Callback], stall_timeout: float) -> None:
         self._exchange, self._url = exchange, url
         self._name = threading.current_thread().name
-        self.stats = exchange.add_stream(self._name)  # made by main already, but for a caller of its own
+        self.stats = exchange.streams.get(self._name) or StreamStats()  # main made it, or nobody reads it
         self._subscription = Subscription(
             callbacks, exchange.topics_per_request, exchange.rejected, exchange.snapshot_first
         )
@@ -85,23 +84,28 @@ class Connection:
                 if self._ws:
                     self._ws.shutdown()
         except ConnectionLost as lost:
-            self._end(str(lost), "stalled" if isinstance(lost, Stalled) else "lost", lost)
+            self._end(str(lost), lost)
         except (OSError, websocket.WebSocketException) as error:
-            self._end(describe(error, self._url), "lost", error)
+            self._end(describe(error, self._url), error)
+        except BaseException as error:  # a defect, or a callback that raises SystemExit
+            self._announce_end(repr(error), "lost")
+            raise
         finally:
             self.stats.subscribed = 0
 
-    def _end(self, reason: str, event: str, cause: Exception) -> None:
+    def _end(self, reason: str, cause: Exception) -> None:
         if self._closing or self._exchange.stop.is_set():
             return
+        self._announce_end(reason, "stalled" if isinstance(cause, Stalled) else "lost")
+        uptime = monotonic() - self._settled_at if self._settled_at else 0.0
+        raise ConnectionLost(reason, uptime) from cause
+
+    def _announce_end(self, reason: str, event: str) -> None:
         topics = self._subscription.among(State.SUBSCRIBED)
-        self.stats.subscribed = 0
         if topics:
             last = self.stats.last_message
             since = last and round((time() - monotonic() + last) * 1000)
             self._exchange.sink.announce(event, self._name, sorted(topics), reason=reason, since=since)
-        uptime = monotonic() - self._settled_at if self._settled_at else 0.0
-        raise ConnectionLost(reason, uptime) from cause
 
     def _open(self) -> None:
         timeouts = self._exchange.timeouts
@@ -233,7 +237,7 @@ class Connection:
                 self._exchange.sink.announce("rejected", self._name, [topic], reason=reason)
         for topic in verdict.accepted:
             if rejected.forget(topic):
-                log.info("Bybit accepts %s now", topic)
+                log.info("Bybit now accepts %s", topic)
         self._count()
         if verdict.accepted:
             self._exchange.sink.announce("subscribed", self._name, verdict.accepted)

@@ -1,12 +1,13 @@
 """What one connection is subscribed to, and what Bybit answers to each request. Performs no I/O and reads no clock.
 
-Every topic is in exactly one state, and only request() and receive() move it:
+Every topic is in exactly one state:
 
-    WANTED ----request()---> REQUESTED ----receive()---> SUBSCRIBED
-      ^                          |---------------------> REJECTED     (Bybit does not know the topic)
-      '--------------------------'                                    (its request failed because of another topic)
-
-A rejected topic is requested again after REJECTED_RETRY, since Bybit lists new symbols.
+    WANTED      request()   REQUESTED
+    REQUESTED   receive()   SUBSCRIBED
+    REQUESTED   receive()   REJECTED    Bybit does not know the topic
+    REQUESTED   receive()   WANTED      its request failed because of another topic
+    REJECTED    request()   REQUESTED   after REJECTED_RETRY: Bybit lists new symbols
+    WANTED      due()       REJECTED    another connection has learnt that Bybit does not know it
 """
 
 import json
@@ -119,7 +120,7 @@ class Subscription:
         return bool(self._pending)
 
     def due(self, now: float) -> list[str]:
-        """The topics to be requested now. Nothing is due while an answer is."""
+        """The topics to be requested now: none while an answer is due. Those blocked become REJECTED."""
         if self._pending:
             return []
         topics = [topic for topic, state in self.states.items() if state in (State.WANTED, State.REJECTED)]
@@ -157,7 +158,7 @@ class Subscription:
         for state, moved in (
             (State.SUBSCRIBED, verdict.accepted),
             (State.REJECTED, verdict.rejected),
-            (State.WANTED, [*verdict.deferred, *(topic for topics in verdict.retry for topic in topics)]),
+            (State.WANTED, [*verdict.deferred, *(topic for part in verdict.retry for topic in part)]),
         ):
             self.states.update(dict.fromkeys(moved, state))
         self.awaiting_snapshot.difference_update(topic.encode() for topic in verdict.rejected)

@@ -30,7 +30,8 @@ class Backlog:
         # Written by the pipeline, that is by the holder of the link's lock. It counts against the limit.
         self.in_flight_bytes = 0
         self._heads: dict[str, bytes] = {}  # the beginning of PUBLISH, by channel
-        # Guards all below. append() takes it on threads that must never wait: whoever holds it only moves and counts.
+        # Guards all below: every change is made under it. A single number or truth may be read without it. append()
+        # takes it on threads that must never wait: whoever holds it only moves and counts.
         self._lock = Lock()
         self.waiting: deque[bytes] = deque()  # commands, oldest first
         self.waiting_bytes = 0
@@ -93,8 +94,13 @@ class Backlog:
             self.waiting.extendleft(reversed(commands))
             self.waiting_bytes += size
 
-    def take(self, room: int) -> list[bytes]:
-        """The oldest commands, as many as it takes to fill `room` bytes."""
+    def count_with(self, in_flight: deque[bytes]) -> int:
+        """The number of commands that wait here or are in flight. Any thread: move() cannot come in between."""
+        with self._lock:
+            return len(self.waiting) + len(in_flight)
+
+    def move(self, room: int, in_flight: deque[bytes]) -> list[bytes]:
+        """Puts the oldest commands in flight, as many as it takes to fill `room` bytes, and returns them."""
         batch: list[bytes] = []
         waiting = self.waiting
         size = 0
@@ -104,6 +110,7 @@ class Backlog:
                 size += len(command)
                 batch.append(command)
             self.waiting_bytes -= size + OVERHEAD * len(batch)
-            # In the same moment: append() must see every byte either here or there.
+            # In the same moment: append() must see every byte, and count_with() every command, here or there.
             self.in_flight_bytes += size
+            in_flight.extend(batch)
         return batch

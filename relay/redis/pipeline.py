@@ -36,10 +36,6 @@ class Unavailable(Exception):
     """Redis answers, but does not serve us in its present state."""
 
 
-class ReplyError(Exception):
-    """An error reply to a query; on_reply gets it as a value."""
-
-
 class Rejection(NamedTuple):
     """A message that Redis does not take, for the log. `text` is its beginning, `size` its bytes."""
 
@@ -98,7 +94,7 @@ class Pipeline:
     @property
     def messages(self) -> int:
         """Messages not confirmed yet. Any thread: a query that is just sent or answered may count for a moment."""
-        return len(self.backlog.waiting) + len(self.in_flight) - self._queries
+        return self.backlog.count_with(self.in_flight) - self._queries
 
     @property
     def dropped(self) -> Counter[str]:
@@ -132,9 +128,7 @@ class Pipeline:
             return b""
         if backlog.unannounced:
             self.announce_losses()
-        batch = backlog.take(room)
-        self.in_flight.extend(batch)
-        return b"".join(batch)
+        return b"".join(backlog.move(room, self.in_flight))
 
     def announce_losses(self) -> None:
         """Queues an announcement of each loss before all that waits. Composed without the backlog's lock: what is
@@ -156,7 +150,7 @@ class Pipeline:
         return gap
 
     def receive(self, data: bytes) -> None:
-        """Takes bytes that Redis sent, cut anywhere. Raises Unavailable: the connection is of no more use."""
+        """Takes bytes that Redis sent, cut anywhere. Raises Unavailable: the connection is no longer usable."""
         data = self._tail + data
         if self._queries or b"-" in data:
             self._receive_each(data)

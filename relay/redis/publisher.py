@@ -50,7 +50,7 @@ class Publisher:
     publish(channel, message): queues a message, bytes and str as they are, all else as JSON. Any thread, never waits;
         it is sent with the next flush(), or within 0.1 s by itself.
     fatal: why Redis refused the very first attempt for good, else None.
-    heartbeat_due: monotonic time at which the publisher's thread means to be back in its loop; inf before start().
+    heartbeat_due: monotonic time by which the publisher's thread runs again; inf before start().
     """
 
     def __init__(

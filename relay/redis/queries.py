@@ -69,8 +69,8 @@ class StatusHash:
         self._is_due = True
 
     def write_again(self) -> None:
-        """Makes queries() write the last state once more: this Redis may have lost it."""
-        self._is_due = True
+        """Makes queries() write the last state anew: this Redis may have lost it, or the DEL of the last connection."""
+        self._is_due = self._is_first = True
 
     def queries(self) -> list[Query]:
         """What writes the state, if there is a new one."""

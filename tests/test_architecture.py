@@ -1,4 +1,4 @@
-"""The rules of the architecture, read from the source: what may import what, how large a part may be, who holds state."""
+"""The rules of the architecture, read from the source: what may import what, how large a part may be, who has state."""
 
 import ast
 import re

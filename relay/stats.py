@@ -25,6 +25,8 @@ class StreamStats:
     answered: bool = False  # Bybit has answered for all topics at least once
     gaps: int = 0  # sampled order-book deltas whose `u` did not rise by one
     callback_failures: int = 0  # messages that a callback did not take
+    ignored: int = 0  # messages that no callback could take: not a JSON object, or an unknown topic
+    watched: bool = True  # False: a function of the user's own, whose state is unknown unless it uses a Connection
     delays: deque[float] = field(default_factory=lambda: deque(maxlen=1000))  # seconds from `ts` to arrival, the latest
     heartbeat_due: float = math.inf  # monotonic time at which its thread means to be back; inf = not watched
 

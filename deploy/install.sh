@@ -53,14 +53,43 @@ remove_program() {
     done
 }
 
+# Whether the program that is there is not the one to be installed: another version, or the user has changed it.
+differs() {
+    for file in $files; do
+        [ ! -e "$file" ] || cmp -s "$file" "$to/$file" || return 0
+    done
+    for file in "$to"/*.py; do
+        [ -e "$(basename "$file")" ] || return 0
+    done
+    for name in $folders; do
+        diff -qr -x __pycache__ "$name" "$to/$name" >/dev/null 2>&1 || return 0
+    done
+    return 1
+}
+
+# Moves the program into a new folder: it may hold code of the user's own, in main.py and everywhere else.
+back_up_program() {
+    while backup=$to/backup-$(date +%Y%m%d-%H%M%S) && [ -e "$backup" ]; do sleep 1; done
+    mkdir "$backup"
+    for name in $files main.py.old $folders; do
+        [ ! -e "$to/$name" ] || mv "$to/$name" "$backup/"
+    done
+    for file in "$to"/*.py; do # modules that the new version does not have
+        [ ! -e "$file" ] || mv "$file" "$backup/"
+    done
+    rm -rf "${to:?}/__pycache__"
+    find "$backup" -name __pycache__ -prune -exec rm -rf {} +
+    echo "The program that was there, with all changes of your own, is now in $backup"
+    if ! cmp -s main.py "$backup/main.py"; then # it may hold STREAMS of the user's own
+        cp -p "$backup/main.py" "$to/main.py.old"
+        echo "The main.py that was there is kept as $to/main.py.old"
+    fi
+}
+
 install_files() {
     echo "Installing the collector into $to"
     mkdir -p "$to" "$unitdir"
-    if [ -e "$to/main.py" ] && ! cmp -s main.py "$to/main.py"; then # it may hold STREAMS of the user's own
-        cp -p "$to/main.py" "$to/main.py.old"
-        echo "The main.py that was there is kept as $to/main.py.old"
-    fi
-    if installed; then remove_program; fi # an update may have dropped a module
+    if [ -e "$to/main.py" ] && differs; then back_up_program; fi
     for file in $files; do
         [ ! -e "$file" ] || install -m 0644 "$file" "$to/$file"
     done

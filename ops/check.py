@@ -87,7 +87,7 @@ def _redis_rows(publisher: Publisher, channels: Sequence[str]) -> Iterator[Row]:
             # A command without permission is rejected when it is queued; the others are discarded unpublished.
             denied = [channel for channel in channels if isinstance(ask("PUBLISH", channel, ""), redis.ResponseError)]
             ask("DISCARD")
-    except (OSError, redis.RedisError) as error:
+    except (OSError, UnicodeError, redis.RedisError) as error:  # UnicodeError: the host is no name of a host
         yield "Redis", FAILED, f"{publisher.address}: {error}"
         return
     finally:

@@ -21,7 +21,8 @@ EXIT_CODES = """\
 Without an option the collector runs until SIGINT or SIGTERM. Settings come from the environment and from .env.
 
 exit codes:
-  0  stopped by a signal, nothing lost; --check, --status: all is well
+  0  stopped by a signal, nothing was left in the buffer (earlier drops are in the log and the events);
+     --check, --status: all is well
   1  messages could not be delivered to Redis; --check, --status: something is wrong
   2  cannot start: a wrong option or setting, or Redis rejects the credentials
 """

@@ -21,6 +21,8 @@ LOG_INTERVAL, NOTIFY_INTERVAL, STATE_INTERVAL = 60.0, 5.0, 5.0
 RATE_INTERVAL = 1.0
 # Seconds that a thread may be overdue before it counts as stuck.
 WATCHDOG_TIMEOUT = 60.0
+# Seconds after which systemd gets READY=1 although a stream has no answer of Bybit: it arms the watchdog only then.
+READY_TIMEOUT = 60.0
 
 
 class MonitoredPublisher(Protocol):
@@ -67,18 +69,19 @@ class Monitor:
     ) -> None:
         self._streams, self._threads, self._publisher = streams, threads, publisher
         now = monotonic()
-        self._logged_at = self._notified_at = self._pushed_at = now
+        self._started = self._logged_at = self._notified_at = self._pushed_at = now
         self._log_rates, self._state_rates = Rates(now), Rates(now)
         self._ready = False
+        self._stuck: set[str] = set()  # threads that were logged as stuck and have not come back
         self._pushed: dict[str, tuple[object, ...]] = {}  # what the last state was about
 
     def tick(self, now: float | None = None) -> None:
         """Does whatever is due. Never waits. now: monotonic, for tests."""
         now = monotonic() if now is None else now
+        self._log_stuck_threads(now)
         self._push_state(now)
-        if not self._ready and self._streams and all(stats.answered for stats in self._streams.values()):
-            self._ready = True
-            sd_notify(f"READY=1\nSTATUS={self.summary()}")
+        if not self._ready and self._streams:
+            self._notify_ready(now)
         if now - self._logged_at >= LOG_INTERVAL:
             self._logged_at = now
             self._log_rates.update(self._streams, now)
@@ -86,23 +89,49 @@ class Monitor:
                 log.info("%s: %s", name, log_line(stats, self._log_rates.of(name), now))
         if now - self._notified_at >= NOTIFY_INTERVAL:
             self._notified_at = now
-            sd_notify(f"STATUS={self.summary()}" + ("\nWATCHDOG=1" if self.is_alive(now) else ""))
+            sd_notify(f"STATUS={self.summary(now)}" + ("\nWATCHDOG=1" if self.is_alive(now) else ""))
 
     def is_alive(self, now: float) -> bool:
         """Whether every thread runs and is at most WATCHDOG_TIMEOUT late."""
-        due = [self._publisher.heartbeat_due, *(stats.heartbeat_due for stats in self._streams.values())]
-        return min(due) + WATCHDOG_TIMEOUT > now and all(thread.is_alive() for thread in self._threads.values())
+        stuck = any(_is_stuck(due, now) for due in self._heartbeats().values())
+        return not stuck and all(thread.is_alive() for thread in self._threads.values())
 
-    def summary(self) -> str:
-        """The state of all streams in one line."""
-        up = sum(stats.subscribed > 0 for stats in self._streams.values())
+    def summary(self, now: float) -> str:
+        """The state of all streams in one line. A stream whose state is unknown is not counted as one."""
+        states = [_is_up(stats, now) for stats in self._streams.values()]
+        up, known = states.count(True), len(states) - states.count(None)
         messages = sum(stats.messages for stats in self._streams.values())
         backlog = self._publisher.backlog
-        return f"{up} of {len(self._streams)} streams up, {messages:,} messages, {backlog:,} buffered for Redis"
+        return f"{up} of {known} streams up, {messages:,} messages, {backlog:,} buffered for Redis"
+
+    def _heartbeats(self) -> dict[str, float]:
+        """heartbeat_due of each thread, by what the log calls it."""
+        due = {f"Stream {name}": stats.heartbeat_due for name, stats in self._streams.items()}
+        return due | {"The publisher (thread Redis)": self._publisher.heartbeat_due}
+
+    def _log_stuck_threads(self, now: float) -> None:
+        """Logs a thread once when it becomes stuck, and once when it is back."""
+        for name, due in self._heartbeats().items():
+            if _is_stuck(due, now) and name not in self._stuck:
+                self._stuck.add(name)
+                log.error("%s is stuck: its thread is overdue by %.0f s; does a call not return?", name, now - due)
+            elif name in self._stuck and not _is_stuck(due, now):
+                self._stuck.remove(name)
+                log.warning("%s is no longer stuck", name)
+
+    def _notify_ready(self, now: float) -> None:
+        """Notifies systemd when all streams are ready, at the latest after READY_TIMEOUT."""
+        waiting = [name for name, stats in self._streams.items() if stats.watched and not stats.answered]
+        if waiting and now - self._started < READY_TIMEOUT:
+            return
+        self._ready = True
+        if waiting:
+            log.warning("Streams without an answer of Bybit after %.0f s: %s", READY_TIMEOUT, ", ".join(waiting))
+        sd_notify(f"READY=1\nSTATUS={self.summary(now)}")
 
     def _push_state(self, now: float) -> None:
         """Gives the publisher the fields of the status hash: regularly, and at once when more than counters changed."""
-        notable = {name: _notable(stats) for name, stats in self._streams.items()}
+        notable = {name: _notable(stats, now) for name, stats in self._streams.items()}
         if notable == self._pushed and now - self._pushed_at < STATE_INTERVAL:
             return
         self._pushed, self._pushed_at = notable, now
@@ -116,10 +145,22 @@ class Monitor:
         )
 
 
-def _notable(stats: StreamStats) -> tuple[object, ...]:
+def _is_stuck(heartbeat_due: float, now: float) -> bool:
+    return heartbeat_due + WATCHDOG_TIMEOUT <= now
+
+
+def _is_up(stats: StreamStats, now: float) -> bool | None:
+    """Whether messages can come. None: unknown, a function of the user's own that uses no Connection."""
+    if not stats.watched and not stats.connections:
+        return None
+    return stats.subscribed > 0 and not _is_stuck(stats.heartbeat_due, now)
+
+
+def _notable(stats: StreamStats, now: float) -> tuple[object, ...]:
     """What is worth a new state at once when it changes."""
     first_message = stats.last_message is not None
     return (
+        _is_up(stats, now),
         stats.subscribed,
         stats.connections,
         stats.answered,
@@ -132,12 +173,13 @@ def _notable(stats: StreamStats) -> tuple[object, ...]:
 def state_fields(stats: StreamStats, rate: float, now: float, timestamp: int) -> dict[str, object]:
     """A stream's field of the status hash. rate: messages per second; now: monotonic; timestamp: in milliseconds.
 
+    `up` is null if nothing is known of the stream.
     `age` and the delays are in seconds: since the last message, and from a message's `ts` to its arrival.
     """
     delays = list(stats.delays)  # one call in C: the stream's thread cannot append in the middle of it
     p50, p99 = percentile(delays, 0.50), percentile(delays, 0.99)
     return {
-        "up": stats.subscribed > 0,
+        "up": _is_up(stats, now),
         "topics": stats.subscribed,
         "rejected": stats.rejected,
         "messages": stats.messages,
@@ -148,6 +190,7 @@ def state_fields(stats: StreamStats, rate: float, now: float, timestamp: int) ->
         "delay_p99": None if p99 is None else round(p99, 4),
         "gaps": stats.gaps,
         "callback_failures": stats.callback_failures,
+        "ignored": stats.ignored,
         "ts": timestamp,
     }
 
@@ -159,6 +202,7 @@ def log_line(stats: StreamStats, rate: float, now: float) -> str:
     parts += [_count(stats.rejected, "rejected topic")] * bool(stats.rejected)
     parts += [_count(stats.gaps, "sequence gap")] * bool(stats.gaps)
     parts += [_count(stats.callback_failures, "callback failure")] * bool(stats.callback_failures)
+    parts += [_count(stats.ignored, "ignored message")] * bool(stats.ignored)
     return "; ".join(parts)
 
 

@@ -1,7 +1,7 @@
 """python main.py --status: the streams of the running collector, as its status hash in Redis has them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
@@ -30,15 +30,18 @@ HEADS = (
 
 
 def run_status(publisher: Publisher) -> int:
-    """Prints a table of the streams. Returns the exit code: 0 if all are up, 1 if one is down or nothing is known.
+    """Prints a table of the streams. Returns the exit code: 0 if none is down, 1 if one is or there is no state.
 
+    A stream whose state is unknown, a function of the user's own, is not down.
     publisher: need not be started; a connection is opened only to read.
     """
     try:
-        state = _read_state(publisher)
-    except redis.RedisError as error:
+        found = _read_hash(publisher)
+    except (OSError, UnicodeError, redis.RedisError) as error:  # UnicodeError: the host is no name of a host
         print(f"Cannot read the state from Redis at {publisher.address}: {error}")
         return 1
+    try:
+        state = _parse_state(found)
     except ValueError as error:
         print(f"{publisher.status} in Redis at {publisher.address} is not the state of a collector: {error}")
         return 1
@@ -50,22 +53,32 @@ def run_status(publisher: Publisher) -> int:
     print(*format_table(rows, numbers_from=2), sep="\n")
     if since > OLD_AFTER:
         print(f"This was the state {since:.0f} s ago: the collector was stopped or hangs, or the clocks differ")
-    return int(not all(fields["up"] for fields in state.values()))
+    return int(any(_word(fields) == "DOWN" for fields in state.values()))
 
 
-def _read_state(publisher: Publisher) -> dict[str, dict[str, Any]]:
-    """The fields of each stream by its name. Raises redis.RedisError, and ValueError for a hash of something else."""
+def _read_hash(publisher: Publisher) -> list[bytes]:
+    """Names and values of the status hash in turn. Raises OSError, UnicodeError, redis.RedisError."""
     connection = publisher.new_connection()
     try:
         connection.send_command("HGETALL", publisher.status)
-        found = connection.read_response()
+        found: list[bytes] = connection.read_response()
+        return found
     finally:
         connection.disconnect()
+
+
+def _parse_state(found: Sequence[bytes]) -> dict[str, dict[str, Any]]:
+    """The fields of each stream by its name. Raises ValueError for a hash of something else."""
     state = {name.decode(): json.loads(text) for name, text in zip(found[::2], found[1::2], strict=True)}
     for name, fields in state.items():
         if not isinstance(fields, dict) or not {"up", "ts"} <= fields.keys():
             raise ValueError(f"unknown field {name}")
     return state
+
+
+def _word(fields: Mapping[str, Any]) -> str:
+    up = fields["up"]
+    return "-" if up is None else "up" if up else "DOWN"
 
 
 def status_row(name: str, fields: Mapping[str, Any], since: float) -> tuple[str, ...]:
@@ -77,7 +90,7 @@ def status_row(name: str, fields: Mapping[str, Any], since: float) -> tuple[str,
 
     return (
         name,
-        "up" if fields["up"] else "DOWN",
+        _word(fields),
         cell("topics", "{:,}"),
         cell("rejected", "{:,}"),
         cell("messages", "{:,}"),

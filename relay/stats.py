@@ -26,6 +26,7 @@ class StreamStats:
     gaps: int = 0  # sampled order-book deltas whose `u` did not rise by one
     callback_failures: int = 0  # messages that a callback did not take
     ignored: int = 0  # messages that no callback could take: not a JSON object, or an unknown topic
+    watched: bool = True  # False: a function of the user's own, whose state is unknown unless it uses a Connection
     delays: deque[float] = field(default_factory=lambda: deque(maxlen=1000))  # seconds from `ts` to arrival, the latest
     heartbeat_due: float = math.inf  # monotonic time by which its thread runs again; inf = not watched
 

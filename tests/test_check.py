@@ -177,6 +177,12 @@ def test_a_function_of_the_users_own_is_not_called(check):
     assert (code, found["B"]) == (0, "? your own function: not tested")
 
 
+def test_a_name_that_no_host_can_have_is_named(capsys):
+    code = run_check([], Exchange("linear", testnet=True, sink=None), Publisher("redis..local", 6379), [])
+    assert code == 1
+    assert table(capsys.readouterr().out)["Redis"].startswith("FAILED redis..local:6379: ")
+
+
 # The real program.
 
 

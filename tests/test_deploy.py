@@ -123,18 +123,50 @@ def test_the_settings_that_are_installed_mean_the_same_to_systemd_and_to_the_pro
 
 
 def test_make_install_again_upgrades_and_keeps_what_is_the_users(staged):
-    """A module that is gone goes; the settings stay; a main.py that was edited is kept beside the new one."""
+    """A module that is gone goes; the settings stay; the program that was there and its main.py are kept."""
     home, settings = staged / "opt/bybit-collector", staged / "etc/bybit-collector/collector.env"
     before = files_in(staged)
     settings.write_text("REDIS_PASSWORD=secret\n", encoding="utf-8")
     (home / "relay/dropped.py").write_text("", encoding="utf-8")
     (home / "main.py").write_text("# STREAMS of my own\n", encoding="utf-8")
     said = make("install", DESTDIR=staged).stdout
+    [backup] = home.glob("backup-*")
+    kept = {path.relative_to(home) for path in map(staged.joinpath, before) if path.is_relative_to(home)}
+    assert files_in(backup) == kept | {Path("relay/dropped.py")}
+    shutil.rmtree(backup)
     assert files_in(staged) == before | {Path("opt/bybit-collector/main.py.old")}
     assert settings.read_text(encoding="utf-8") == "REDIS_PASSWORD=secret\n"
     assert (home / "main.py.old").read_text(encoding="utf-8") == "# STREAMS of my own\n"
     assert "main.py.old" in said
+    assert f"is now in {backup}\n" in said
     assert "collector.env is left as it is" in said
+
+
+def test_no_upgrade_loses_code_of_the_users_own(staged):
+    """STREAMS and a channel, over several upgrades; and an installation that has not changed makes no backup."""
+    home = staged / "opt/bybit-collector"
+    assert "backup" not in make("install", DESTDIR=staged).stdout
+    own = {
+        "main.py": "# STREAMS\n",
+        "mine.py": "",
+        "callbacks/kline.py": "# a channel\n",
+        "relay/kinds.py": "# KLINE\n",
+    }
+    for name, text in own.items():
+        (home / name).write_text(text, encoding="utf-8")
+    make("install", DESTDIR=staged)
+    [first] = home.glob("backup-*")
+    (home / "main.py").write_text("# the next version\n", encoding="utf-8")
+    make("install", DESTDIR=staged)
+    assert {name: (first / name).read_text(encoding="utf-8") for name in own} == own
+    [second] = set(home.glob("backup-*")) - {first}
+    assert (second / "main.py").read_text(encoding="utf-8") == "# the next version\n"
+    assert (second / "main.py.old").read_text(encoding="utf-8") == "# STREAMS\n"
+    assert not (home / "callbacks/kline.py").exists()
+    assert not (home / "mine.py").exists()
+    (home / "requirements.txt").write_text("mine\n", encoding="utf-8")
+    make("install", DESTDIR=staged)
+    assert len(list(home.glob("backup-*"))) == 3
 
 
 def test_make_uninstall_leaves_the_settings_and_what_it_does_not_know(staged):

@@ -81,6 +81,7 @@ def test_the_fields_of_a_stream_that_has_done_nothing():
         "delay_p99": None,
         "gaps": 0,
         "callback_failures": 0,
+        "ignored": 0,
         "ts": 1_790_134_712_130,
     }
 
@@ -95,6 +96,7 @@ def test_the_fields_of_a_busy_stream():
         answered=True,
         gaps=2,
         callback_failures=4,
+        ignored=5,
         delays=deque(number / 10_000 for number in range(1, 101)),
     )
     assert state_fields(stats, 123.456, NOW, 1) == {
@@ -109,6 +111,7 @@ def test_the_fields_of_a_busy_stream():
         "delay_p99": 0.0099,
         "gaps": 2,
         "callback_failures": 4,
+        "ignored": 5,
         "ts": 1,
     }
 
@@ -197,9 +200,10 @@ def test_each_stream_has_a_line_in_the_log_every_minute(watched, caplog):
 
 
 def test_the_log_line_names_what_should_not_happen_only_if_it_did():
-    stats = StreamStats(connections=12, rejected=1, gaps=2, callback_failures=3000)
+    stats = StreamStats(connections=12, rejected=1, gaps=2, callback_failures=3000, ignored=1)
     expected = "0 messages, 0.0/s, none yet; 12 connections so far; "
-    assert log_line(stats, 0, NOW) == expected + "1 rejected topic; 2 sequence gaps; 3,000 callback failures"
+    expected += "1 rejected topic; 2 sequence gaps; 3,000 callback failures; 1 ignored message"
+    assert log_line(stats, 0, NOW) == expected
 
 
 def test_systemd_gets_ready_once_when_bybit_has_answered_for_every_stream(watched, systemd):
@@ -215,8 +219,71 @@ def test_systemd_gets_ready_once_when_bybit_has_answered_for_every_stream(watche
 
 
 def test_no_streams_are_not_ready(watched, systemd):
-    watched().tick(0)
-    assert not systemd()
+    run = watched()
+    run.tick(0)
+    run.tick(61)
+    assert not [lines for lines in systemd() if "READY=1" in lines]
+
+
+def test_ready_comes_at_the_latest_after_a_minute_and_names_the_streams_that_are_not(watched, systemd, caplog):
+    """systemd arms its watchdog only then: a stream that never gets an answer must not keep it away."""
+    run = watched("Trades", "Ticker")
+    run.streams["Ticker"] = StreamStats()
+    run.tick(59.9)
+    assert not [lines for lines in systemd() if "READY=1" in lines]
+    caplog.clear()
+    run.tick(60)
+    run.tick(61)
+    assert [lines[0] for lines in systemd() if "READY=1" in lines] == ["READY=1"]
+    assert caplog.messages == ["Streams without an answer of Bybit after 60 s: Ticker"]
+
+
+def test_a_function_of_the_users_own_is_neither_up_nor_down_and_not_waited_for(watched, systemd):
+    """Until it uses a Connection."""
+    run = watched("Trades")
+    own = run.streams["Own"] = StreamStats(watched=False)
+    run.tick(0)
+    assert systemd() == [["READY=1", "STATUS=1 of 1 streams up, 0 messages, 7 buffered for Redis"]]
+    assert json.loads(run.states[-1]["Own"])["up"] is None
+    own.connections = 1
+    run.tick(0.25)
+    assert json.loads(run.states[-1]["Own"])["up"] is False
+    own.subscribed = 1
+    run.tick(0.5)
+    assert json.loads(run.states[-1]["Own"])["up"] is True
+
+
+def test_a_stuck_stream_is_not_up_and_is_logged_once_as_is_its_end(watched, systemd, caplog):
+    run = watched("Trades", "Ticker")
+    run.streams["Ticker"].heartbeat_due = NOW - 55
+    run.tick(4.9)
+    assert json.loads(run.states[-1]["Ticker"])["up"] is True
+    assert not caplog.messages
+    run.tick(5)
+    run.tick(5.25)
+    assert [json.loads(text)["up"] for text in run.states[-1].values()] == [True, False]
+    assert "STATUS=1 of 2 streams up, 0 messages, 7 buffered for Redis" in systemd()[-1]
+    expected = "Stream Ticker is stuck: its thread is overdue by 60 s; does a call not return?"
+    assert [(record.levelname, record.message) for record in caplog.records] == [("ERROR", expected)]
+    caplog.clear()
+    run.streams["Ticker"].heartbeat_due = NOW + 10
+    run.tick(5.5)
+    run.tick(5.75)
+    assert json.loads(run.states[-1]["Ticker"])["up"] is True
+    assert caplog.messages == ["Stream Ticker is no longer stuck"]
+
+
+def test_a_stuck_publisher_is_logged(watched, caplog):
+    run = watched("Trades")
+    run.publisher.heartbeat_due = NOW - 60
+    run.tick(0)
+    run.tick(0.25)
+    run.publisher.heartbeat_due = NOW + 10
+    run.tick(0.5)
+    assert caplog.messages == [
+        "The publisher (thread Redis) is stuck: its thread is overdue by 60 s; does a call not return?",
+        "The publisher (thread Redis) is no longer stuck",
+    ]
 
 
 def test_systemd_gets_the_status_and_the_heartbeat_every_five_seconds(watched, systemd):

@@ -25,6 +25,7 @@ FIELDS = {
     "delay_p99": 0.0921,
     "gaps": 2,
     "callback_failures": 4,
+    "ignored": 5,
     "ts": 1_790_134_712_130,
 }
 
@@ -94,6 +95,12 @@ def test_a_stream_that_is_down_makes_code_1(status):
     assert [line.split()[1] for line in lines[1:]] == ["up", "DOWN"]
 
 
+def test_a_stream_of_which_nothing_is_known_is_a_dash_and_does_not_count(status):
+    code, lines = status(Own=FIELDS | {"ts": now(), "up": None, "topics": 0}, Ticker=FIELDS | {"ts": now()})
+    assert code == 0
+    assert [line.split()[1] for line in lines[1:]] == ["-", "up"]
+
+
 def test_an_old_state_is_called_old(status):
     _, lines = status(Trades=FIELDS | {"ts": now() - 13_000})
     assert lines[1].split()[6] in ("13.2", "13.3", "13.4")
@@ -117,6 +124,11 @@ def test_a_redis_that_cannot_be_reached_is_named(capsys):
     port = free_port()
     assert run_status(Publisher("127.0.0.1", port)) == 1
     assert capsys.readouterr().out.startswith(f"Cannot read the state from Redis at 127.0.0.1:{port}: ")
+
+
+def test_a_name_that_no_host_can_have_is_named(capsys):
+    assert run_status(Publisher("redis..local", 6379)) == 1
+    assert capsys.readouterr().out.startswith("Cannot read the state from Redis at redis..local:6379: ")
 
 
 # The real program.
@@ -164,3 +176,29 @@ def test_failures_of_a_callback_are_counted(program, own_redis):
         status = program(own_redis, arguments=["--status"])
         assert status.wait()[0] == 0
         assert int(status.output.split()[-1].replace(",", "")) >= one["callback_failures"]
+
+
+HANGING = """
+import sys
+import threading
+import ops.monitor
+from main import STREAMS, main, subscribe_trades
+
+ops.monitor.WATCHDOG_TIMEOUT = 1
+
+def hangs(message):
+    threading.Event().wait()
+
+STREAMS[:] = [{"name": "Hanging", "func": subscribe_trades, "args": ("BTCUSDT", hangs)}]
+sys.exit(main())
+"""
+
+
+def test_a_stream_whose_callback_does_not_return_is_down(program, own_redis):
+    with Bybit(rate=500) as bybit:
+        collector = program(own_redis, bybit, script=HANGING)
+        eventually(lambda: (one := state_of(own_redis).get("Hanging")) and one["topics"] and one["up"] is False, 20)
+        assert "Stream Hanging is stuck: its thread is overdue by " in collector.log
+        status = program(own_redis, arguments=["--status"])
+        assert status.wait()[0] == 1
+        assert status.output.splitlines()[1].split()[:2] == ["Hanging", "DOWN"]

@@ -138,7 +138,7 @@ class Collector:
                 continue
             if name in self.threads:
                 log.error("Stream thread %s died; restarting it", name)
-            exchange.add_stream(name)
+            exchange.add_stream(name).watched = spec.kind is not None
             backoff = Backoff(settings.RECONNECT_DELAY, settings.RECONNECT_DELAY_MAX)
             args = (spec, exchange, backoff)
             self.threads[name] = threading.Thread(target=run_stream, args=args, name=name, daemon=True)

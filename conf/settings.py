@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from dotenv.parser import parse_stream
 
@@ -77,7 +78,9 @@ def _prefix(text: str) -> str:
 
 
 def _base_url(text: str) -> str:
-    _check(re.fullmatch(r"(wss?://[^\s/{}@]+/?)?", text) is not None)
+    _check(re.fullmatch(r"(wss?://[^\s/{}@?#]+/?)?", text) is not None)
+    parts = urlsplit(text)  # ValueError: brackets without an IPv6 address
+    _check(not text or (bool(parts.hostname) and parts.port != 0))  # .port: ValueError if it is none
     return text.rstrip("/")
 
 

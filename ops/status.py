@@ -53,7 +53,7 @@ def run_status(publisher: Publisher) -> int:
     print(*format_table(rows, numbers_from=2), sep="\n")
     if since > OLD_AFTER:
         print(f"This was the state {since:.0f} s ago: the collector was stopped or hangs, or the clocks differ")
-    return int(any(_word(fields) == "DOWN" for fields in state.values()))
+    return int(since > OLD_AFTER or any(_word(fields) == "DOWN" for fields in state.values()))
 
 
 def _read_hash(publisher: Publisher) -> list[bytes]:
@@ -71,7 +71,7 @@ def _parse_state(found: Sequence[bytes]) -> dict[str, dict[str, Any]]:
     """The fields of each stream by its name. Raises ValueError for a hash of something else."""
     state = {name.decode(): json.loads(text) for name, text in zip(found[::2], found[1::2], strict=True)}
     for name, fields in state.items():
-        if not isinstance(fields, dict) or not {"up", "ts"} <= fields.keys():
+        if not isinstance(fields, dict) or "up" not in fields or type(fields.get("ts")) is not int:
             raise ValueError(f"unknown field {name}")
     return state
 

@@ -58,7 +58,7 @@ class Router:
                     data += 1
                     try:
                         callback(message)
-                    except Exception as error:
+                    except BaseException as error:  # also SystemExit, see _failed()
                         self._failed(callback, error)
                 else:
                     data += self._parse(message)
@@ -96,12 +96,14 @@ class Router:
             return 0
         try:
             callback(message if getattr(callback, "raw", False) else parsed)
-        except Exception as error:
+        except BaseException as error:
             self._failed(callback, error)
         return 1
 
-    def _failed(self, callback: Callback, error: Exception) -> None:
-        """The fault barrier around callbacks. Every failure is counted, the first of a kind is logged."""
+    def _failed(self, callback: Callback, error: BaseException) -> None:
+        """The fault barrier around callbacks. Every failure is counted, the first of a kind is logged. sys.exit() in a
+        callback is one, too: on a stream's thread it would end no program, only the connection.
+        """
         self._stats.callback_failures += 1
         name = getattr(callback, "__qualname__", repr(callback))
         if self._log_once.first("callback", (name, type(error))):

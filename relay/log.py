@@ -26,4 +26,6 @@ class LogOnce:
 def shorten(text: object, limit: int = 200) -> str:
     """Text from the network on one line of bounded length: it may be a whole frame or an HTML page."""
     line = " ".join(str(text).split())
+    if not line.isprintable():  # no escape sequences for the operator's terminal
+        line = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line)
     return line if len(line) <= limit else line[:limit] + "…"

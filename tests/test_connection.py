@@ -20,7 +20,7 @@ from websockets.sync.server import serve
 from relay.backoff import Backoff
 from relay.bybit.dial import Pacer
 from relay.bybit.exchange import CONNECTIONS_PERIOD, MAX_CONNECTIONS, Exchange
-from relay.bybit.health import Timeouts
+from relay.bybit.health import Health, Timeouts
 from relay.dispatch import raw
 from sandbox.bybit import Script
 
@@ -491,19 +491,38 @@ def test_a_refusal_of_everything_without_a_name_is_a_failed_connection(exchange,
     assert collector.events() == [subscribed("tickers.BTCUSDT")]
 
 
-def test_consumers_learn_of_a_gap_that_a_callback_makes_by_ending_the_thread(exchange, collector):
+def test_a_callback_that_exits_costs_only_its_message(exchange, collector):
     @raw
     def leave(_message):
         raise SystemExit("bye")
 
     collector.streams("tickers", "BTCUSDT", callback=leave)
     exchange.subscribed(1)
-    exchange.publishes(message("tickers.BTCUSDT"))
+    exchange.publishes(message("tickers.BTCUSDT"), message("tickers.BTCUSDT"))
+    eventually(lambda: collector.stats.callback_failures >= 2)
+    assert collector.events() == [subscribed("tickers.BTCUSDT")]
+
+
+def test_consumers_learn_of_the_gap_that_a_defect_of_the_program_makes(exchange, collector, monkeypatch):
+    monkeypatch.setattr(Health, "advance", defective_once(Health.advance))
+    collector.timeouts = Timeouts(timer=TIMER)
+    collector.streams("tickers", "BTCUSDT")
     exchange.subscribed(2)
     events = collector.events(3)
     assert events[0] == events[2] == subscribed("tickers.BTCUSDT")
     event, topics, fields = events[1]
-    assert (event, topics, fields["reason"]) == ("lost", ["tickers.BTCUSDT"], "SystemExit('bye')")
+    assert (event, topics, fields["reason"]) == ("lost", ["tickers.BTCUSDT"], "KeyError('a defect')")
+
+
+def defective_once(advance):
+    failures = iter([KeyError("a defect")])
+
+    def defective(health, elapsed, **state):
+        if state["subscribed"] and (failure := next(failures, None)):
+            raise failure
+        advance(health, elapsed, **state)
+
+    return defective
 
 
 def test_many_topics_go_in_requests_of_the_size_that_spot_allows(exchange, collector):

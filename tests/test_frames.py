@@ -1,7 +1,9 @@
 """WebSocket frames: what a server wrote is what is read, however the bytes are cut; nothing else gets through."""
 
+import gc
 import random
 import time
+import weakref
 from itertools import cycle, pairwise
 
 import pytest
@@ -286,3 +288,18 @@ def test_a_long_message_costs_about_as_much_as_as_many_bytes_in_short_ones():
     fragmented = cpu(begin + frame(Opcode.CONT, kilobyte, fin=False) * (count - 2) + end)
     assert long < 30 * short
     assert fragmented < 30 * short
+
+
+def test_an_error_keeps_nothing_of_what_was_collected():
+    """A traceback in the error would lead back to the reader: a cycle, which Python frees late."""
+    reader = FrameReader(max_message=1000)
+    gone = weakref.ref(reader)
+    reader.feed(b"\x01\x7d" + bytes(125))
+    reader.feed(b"\x80\x7e\xff\xff")
+    assert isinstance(reader.error, ProtocolError)
+    gc.disable()
+    try:
+        del reader
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -136,6 +136,7 @@ PORT = "a port from 1 to 65535"
         ("SYMBOLS", SYMBOLS, ["", "BTCUSDT,", "BTC USDT", "['BTCUSDT']", "publicTrade.BTCUSDT"]),
         ("ORDERBOOK_DEPTH", DEPTH, ["500", "fifty", "25"]),
         ("BYBIT_WS_URL", URL, ["127.0.0.1:8765", "https://stream.bybit.kz", "wss://{SUBDOMAIN}.bybit.com", "wss://"]),
+        ("BYBIT_WS_URL", URL, ["ws://127.0.0.1:99999", "ws://x:abc", "ws://[::1", "ws://h?x=1"]),
         ("BYBIT_WS_URL", URL, ["wss://stream.bybit.com/v5/public/linear"]),
         ("CHANNEL_PREFIX", "a word without spaces", ["", "stream bybit"]),
         ("RECONNECT_DELAY", DELAY, ["0", "-1", "nan", "1e10", "2s"]),

@@ -78,7 +78,9 @@ class FrameReader:
                     self._frame(data[position], data[start:stop], append)
                 position = stop
         except (ProtocolError, Closed) as error:
-            self.error = error
+            # Its traceback leads back here: a cycle that would keep what was collected, 64 MiB at most, for long.
+            self.error = error.with_traceback(None)
+            self._fragments = None
         self.alive = position > 0
         if position < end and not self.error:
             self._tail = bytearray(data[position:])

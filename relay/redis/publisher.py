@@ -162,11 +162,10 @@ class Publisher:
                 if is_first and (isinstance(error, redis.AuthenticationError) or str(error).startswith("NOAUTH")):
                     self.fatal = f"authentication failed at Redis {self.address}: {error}"
                     return
-                if not isinstance(error, _EXPECTED):
-                    log.exception("Internal error; reconnecting to Redis")
                 if self._log.connected:
                     pause = self._timeouts.retry
-                self._log.lost(error)
+                if self._log.lost(error) and not isinstance(error, _EXPECTED):
+                    log.exception("Internal error; reconnecting to Redis")
             is_first = False
             self._log.update()
             if not self._is_done:

@@ -26,8 +26,10 @@ class RedisLog:
         self._overflow_since: float | None = None  # monotonic time at which the overflow was noticed
         self._overflowed_before: Counter[str] = Counter()  # by channel, before it
 
-    def lost(self, error: Exception) -> None:
-        """The connection broke or did not come up. One line for an outage, and one for each further reason."""
+    def lost(self, error: Exception) -> bool:
+        """The connection broke or did not come up. One line for an outage, and one for each further reason; returns
+        whether there was one.
+        """
         self.connected = False
         reason = str(error) or type(error).__name__
         if self._lost_at is None:
@@ -37,6 +39,9 @@ class RedisLog:
         elif reason not in self._reasons:
             self._reasons.add(reason)
             log.warning("Redis at %s is still unavailable: %s", self._address, reason)
+        else:
+            return False
+        return True
 
     def back(self, buffered: int) -> float | None:
         """The connection works. Returns the seconds of the outage, None if there was none."""

@@ -32,6 +32,7 @@ def test_a_full_category_logs_nothing_new_and_takes_nothing_from_the_others():
         ("  two\r\n\tlines\u2028here\x85 ", "two lines here"),
         ("x" * 200, "x" * 200),
         ("x" * 201, "x" * 200 + "…"),
+        ("\x1b[31mred\x07", "\N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}"),
         (b"bytes\n", "b'bytes\\n'"),
         (OSError(111, "Connection refused"), "[Errno 111] Connection refused"),
     ],

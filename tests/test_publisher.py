@@ -552,6 +552,34 @@ def test_a_full_buffer_takes_little_more_memory_than_its_limit():
     assert 0.8 < float(ran.stdout) < 1.5
 
 
+def test_a_server_that_is_no_redis_costs_one_traceback_not_one_for_each_attempt(caplog):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        attempts = 0
+
+        def serve():
+            nonlocal attempts
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                with client:
+                    client.recv(1000)
+                    client.sendall(b"*-7\r\n" * 3)
+                    attempts += 1
+
+        server = threading.Thread(target=serve)
+        server.start()
+        publisher = Publisher("127.0.0.1", listener.getsockname()[1], timeouts=Timeouts(retry=0.01, retry_max=0.01))
+        publisher.start()
+        eventually(lambda: attempts > 10)
+        publisher.stop(time.monotonic())
+        listener.shutdown(socket.SHUT_RDWR)
+        server.join()
+    assert len([record for record in caplog.records if record.exc_info]) <= 1
+    assert len(caplog.records) < 5
+
+
 # The status hash.
 
 

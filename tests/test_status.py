@@ -101,8 +101,16 @@ def test_a_stream_of_which_nothing_is_known_is_a_dash_and_does_not_count(status)
     assert [line.split()[1] for line in lines[1:]] == ["-", "up"]
 
 
+@pytest.mark.parametrize("timestamp", ["soon", None, 1.5, True])
+def test_a_state_without_a_time_is_not_the_state_of_a_collector(status, timestamp):
+    code, (line,) = status(Trades=FIELDS | {"ts": timestamp})
+    assert code == 1
+    assert "is not the state of a collector" in line
+
+
 def test_an_old_state_is_called_old(status):
-    _, lines = status(Trades=FIELDS | {"ts": now() - 13_000})
+    code, lines = status(Trades=FIELDS | {"ts": now() - 13_000})
+    assert code == 1, "a health check must not pass on it"
     assert lines[1].split()[6] in ("13.2", "13.3", "13.4")
     assert lines[2].startswith("This was the state 13 s ago: ")
 

@@ -87,7 +87,7 @@ class Connection:
             self._end(str(lost), lost)
         except (OSError, websocket.WebSocketException) as error:
             self._end(describe(error, self._url), error)
-        except BaseException as error:  # a defect, or a callback that raises SystemExit
+        except BaseException as error:  # a defect of the program: consumers miss messages all the same
             self._announce_end(repr(error), "lost")
             raise
         finally:

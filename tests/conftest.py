@@ -14,7 +14,7 @@ for name in [name for name in os.environ if name.startswith(SETTINGS)]:
     del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-# A shell without job control starts background commands with SIGINT ignored, and programs started here would inherit it.
+# A shell without job control starts background commands with SIGINT ignored; programs started here would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402

@@ -114,10 +114,12 @@ def test_the_address_is_the_one_that_pybit_makes_of_its_template(channel_type, t
             """No timer."""
 
     theirs = Connected(channel_type, testnet=testnet).endpoint
-    ours = Client(Exchange(channel_type, testnet=testnet, sink=None)).endpoint
+    exchange = Exchange(channel_type, testnet=testnet, sink=None)
+    ours = Client(exchange).endpoint
     assert ours == theirs == f"wss://{host}/v5/public/{channel_type}", pybit(
         f"it connects to {theirs}, we to {ours}", "relay/bybit/client.py Client._connect"
     )
+    assert ours.startswith(f"{exchange.address}/"), "what --check shows is where the collector connects"
 
 
 @pytest.mark.parametrize("symbol", ["BTCUSDT", ["BTCUSDT", "ETHUSDT"]])

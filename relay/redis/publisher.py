@@ -222,11 +222,11 @@ class Publisher:
             queries = self._status_hash.queries()
             if self._probe.subscribers is not None:  # else a probe is under way
                 self._probe.expected = self._probe.subscribers
-            if now >= probe_at and self._probe.subscribers is not None:
+            is_probe_due = now >= probe_at and self._probe.subscribers is not None
+            if is_probe_due:
                 probe_at = now + self._timeouts.probe
                 queries += self._probe.queries(self._pipeline.backlog.channels)
-                link.announce_rejected()
-            elif self._deadline is not None:
+            if is_probe_due or self._deadline is not None:
                 link.announce_rejected()
             all_sent = link.service(queries)
             if not self._log.connected and (self.published > confirmed or not self.backlog):

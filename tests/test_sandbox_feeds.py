@@ -191,8 +191,12 @@ def test_numbers_are_written_as_each_category_does():
     assert all(re.fullmatch(r"\d+(\.\d+)?", instrument("linear", f"X{n}USDT").price(12_345)) for n in range(50))
 
 
-@pytest.mark.parametrize("room", ["dialect", "feeds", "handshake", "market", "script", "state", "tickers", "wire"])
+@pytest.mark.parametrize(
+    "room", ["dialect", "feeds", "handshake", "market", "script", "state", "tickers", "view", "wire"]
+)
 def test_pure_rooms_import_no_clock_socket_or_thread(room):
     source = (Path(sandbox.bybit.__file__).parent / f"{room}.py").read_text()
     assert not re.search(r"^(import|from) (asyncio|logging|socket|ssl|threading|time)\b", source, re.MULTILINE)
-    assert not re.search(r"^from sandbox\.bybit\.(connection|loop|server|sources|writer)\b", source, re.MULTILINE)
+    assert not re.search(
+        r"^from sandbox\.bybit\.(connection|gate|link|loop|server|sources|writer)\b", source, re.MULTILINE
+    )

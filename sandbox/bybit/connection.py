@@ -1,62 +1,50 @@
-"""The asyncio side of one connection: the TCP connection, the WebSocket, and the faults to hit the client with."""
+"""One connection as Bybit treats it: requests, topics and data; and the faults to hit the client with."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-
-from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
-from websockets.server import ServerProtocol
 
 from sandbox.bybit.dialect import Dialect, Reply
-from sandbox.bybit.handshake import NONSENSE, handshake_response
+from sandbox.bybit.link import Link
 from sandbox.bybit.loop import LoopThread, on_loop
 from sandbox.bybit.script import Script
 from sandbox.bybit.state import Delivery, Pause, Phase
+from sandbox.bybit.view import View
 from sandbox.bybit.wire import binary_frame, text_frame, topic_of
-from sandbox.bybit.writer import CLOSE_TIMEOUT, Writer
+from sandbox.bybit.writer import CLOSE_TIMEOUT
 
 if TYPE_CHECKING:
     from sandbox.bybit.sources import Source
 
+HELD = 0.02  # seconds after which trades that were held back for the next frame are sent without it
 
-class Connection(asyncio.Protocol):
+
+class Connection(Link):
     """One TCP connection. The faults and `send*` may be called from any thread; all else is the server's thread.
 
     Attributes:
-        path: of the upgrade request, without its query; "" before it.
-        accepted, closed: time.monotonic() of when the TCP connection began and ended; `closed` is None until then.
+        port: the server's, on which it was accepted.
         requests: the client's requests, parsed, in order.
         feeds: topics subscribed now, each with what feeds it.
     """
 
-    def __init__(self, loop: LoopThread, source: Source, script: Script, conn_id: str, record: bool) -> None:
-        self.loop, self.script = loop, script
-        self.path = ""
-        self.accepted = time.monotonic()
-        self.closed: float | None = None
+    def __init__(
+        self, loop: LoopThread, source: Source, script: Script, conn_id: str, record: bool, view: View, port: int
+    ) -> None:
+        super().__init__(loop, script)
+        self.port = port
         self.requests: list[dict[str, object]] = []
         self.feeds: dict[str, object] = {}
         self._source = source
         self._dialect = Dialect(script, conn_id, source.knows)
-        self._websocket = ServerProtocol()
-        self._writer = Writer(loop.later)
         self._delivery = Delivery(record)
-        self._phase = Phase.HANDSHAKE
-        self._pause = Pause()
-        self._last_read = time.monotonic()
+        self._view = view
 
     def __repr__(self) -> str:
         end = "open" if self.closed is None else f"closed after {self.closed - self.accepted:.3f} s"
         return f"<{self.path or 'no handshake'} {end}, {len(self.requests)} requests, {self.count} data, {self.topics}>"
-
-    @property
-    def category(self) -> str:
-        return self._dialect.category
 
     @property
     def topics(self) -> set[str]:
@@ -73,16 +61,10 @@ class Connection(asyncio.Protocol):
         """The data frames sent, if the server records."""
         return self._delivery.texts
 
-    @property
-    def writable(self) -> asyncio.Event:
-        """Set while the client keeps up."""
-        return self._writer.room
-
     @on_loop
     def drop(self) -> None:
         """Ends the TCP connection with FIN, without a close frame, after what was already sent."""
-        self._phase = Phase.ENDED
-        self._writer.half_close()
+        self._drop()
 
     @on_loop
     def reset(self) -> None:
@@ -116,9 +98,20 @@ class Connection(asyncio.Protocol):
         self.freeze()
 
     @on_loop
-    def silence(self) -> None:
-        """No more data; requests and pings are still answered."""
-        self._pause.silent = True
+    def silence(self, *topics: str) -> None:
+        """No more data, of these topics or of all; requests and pings are still answered.
+
+        The silence of a topic ends when it is subscribed again.
+        """
+        if topics:
+            self._view.silent.update(topics)
+        else:
+            self._pause.silent = True
+
+    @on_loop
+    def omit(self, topic: str, frames: int = 1) -> None:
+        """Leaves out the next frames of a topic: a gap. Snapshots for a new subscription are sent all the same."""
+        self._view.omitted[topic] += frames
 
     @on_loop
     def resume(self) -> None:
@@ -130,6 +123,7 @@ class Connection(asyncio.Protocol):
             self._count(text)
         if pause.unread:
             self.data_received(pause.unread)
+        self._view.resume()
         self._source.resume(self, list(self.feeds))
 
     @on_loop
@@ -151,31 +145,32 @@ class Connection(asyncio.Protocol):
 
     # From here on the server's thread.
 
-    @property
-    def idle(self) -> float:
-        """Seconds since the latest frame either way; 0 before the handshake, in a freeze and at the end."""
-        if self._phase is not Phase.OPEN or self._pause.frozen:
-            return 0.0
-        return time.monotonic() - max(self._last_read, self._writer.last_write)
-
-    def data(self, text: str, frame: bytes) -> None:
-        """Sends a data frame (its text, its bytes) unless silenced or frozen."""
-        if not self._pause.silent and self._sending:
+    def data(self, topic: str, text: str, frame: bytes) -> None:
+        """Sends a data frame (its text, its bytes) as this connection gets it, unless silenced or frozen."""
+        if self._pause.silent or not self._sending:
+            return
+        if self._view.clear:
             self._write(frame)
             self._count(text)
+            return
+        for each in self._view.texts(topic, text):
+            self._send_data(each)
+        if self._view.holds(topic):
+            self.loop.later(HELD, lambda: self._release(topic))
 
-    def abort(self) -> None:
-        """Closes the TCP connection without waiting for anything."""
-        if self.closed is None:
-            self._writer.abort()
+    def snapshot(self, topic: str, text: str) -> None:
+        """Sends what a topic begins with."""
+        if topic not in self._view.bare and not self._pause.silent:
+            self._send_data(self._view.stamped(text))
 
-    @property
-    def _sending(self) -> bool:
-        return not self._pause.frozen and self._phase.sends
+    def _release(self, topic: str) -> None:
+        """Sends the trades that were held back."""
+        for each in self._view.release(topic):
+            self._send_data(each)
 
-    def _write(self, data: bytes) -> None:
-        if self._sending:
-            self._writer.write(data)
+    def _send_data(self, text: str) -> None:
+        self._write(text_frame(text))
+        self._count(text)
 
     def _count(self, text: str) -> None:
         """Counts a data frame and does what is due after it."""
@@ -197,69 +192,15 @@ class Connection(asyncio.Protocol):
         elif self.script.end:
             getattr(self, self.script.end.replace(" ", "_"))()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._writer.attach(transport)
+    def _opened(self) -> None:
+        self._dialect.category = self.category
+        if self.script.end and not self.script.end_after:
+            self._end()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The TCP connection has ended, or never came about (TLS)."""
-        if self.closed is None:
-            self.closed = time.monotonic()
-            self._phase = Phase.ENDED
-            self.writable.set()
-            self._source.leave(self, list(self.feeds))
-            self.loop.notify()
+    def _ended(self) -> None:
+        self._source.leave(self, list(self.feeds))
 
-    def pause_writing(self) -> None:
-        self.writable.clear()
-
-    def resume_writing(self) -> None:
-        self.writable.set()
-
-    def data_received(self, data: bytes) -> None:
-        if self._phase is Phase.ENDED or self.script.handshake in ("never", "never tls"):
-            return
-        if self._pause.frozen:
-            self._pause.unread += data
-            return
-        self._websocket.receive_data(data)
-        for event in self._websocket.events_received():
-            self._last_read = time.monotonic()
-            if isinstance(event, Request):
-                self._handshake(event)
-            elif isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY):
-                self._request(bytes(event.data).decode(errors="replace"))
-        if not self._pause.frozen:
-            self._write_websocket()
-
-    def _write_websocket(self) -> None:
-        """Writes what websockets has to send: handshake, pong, answer to a close frame, end of stream."""
-        for data in self._websocket.data_to_send():
-            if data:
-                self._writer.write_now(data)
-            else:
-                self._phase = max(self._phase, Phase.CLOSING, key=lambda phase: phase.value)
-                self._writer.close()
-
-    def _handshake(self, request: Request) -> None:
-        self.path = urlsplit(request.path).path
-        self._dialect.category = self.path.removeprefix("/v5/public/")
-        if self.script.handshake == "nonsense":
-            self._write(NONSENSE)
-            self.drop()
-            return
-        response = handshake_response(self._websocket, request, self.script, self.category)
-        self._websocket.send_response(response)
-        self._write_websocket()
-        if response.status_code == 101:
-            self._phase = Phase.OPEN
-            if self.script.end and not self.script.end_after:
-                self._end()
-        self.loop.notify()
-
-    def _request(self, text: str) -> None:
-        if self._phase is not Phase.OPEN:
-            return
+    def _received(self, text: str) -> None:
         reply = self._dialect.answer(text, time.time_ns() // 1_000_000)
         if reply.request is not None:
             self.requests.append(reply.request)
@@ -268,6 +209,7 @@ class Connection(asyncio.Protocol):
             self.drop()
             return
         self._source.leave(self, reply.end)
+        self._view.end(reply.end)
         for topic in reply.end:
             self.feeds.pop(topic, None)
         if reply.acknowledges:
@@ -294,5 +236,6 @@ class Connection(asyncio.Protocol):
         """Lets the data of those topics flow that were not unsubscribed meanwhile."""
         wanted = [topic for topic in topics if topic in self._dialect.requested]
         if wanted and self._phase.sends:
+            self._view.begin(wanted)
             self.feeds.update(dict.fromkeys(wanted, self._source.begin(self, wanted)))
             self.loop.notify()

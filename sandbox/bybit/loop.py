@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -81,6 +82,13 @@ class LoopThread:
             self._loop.call_later(delay, action)
         else:
             self._loop.call_soon(action)
+
+    def watch(self, listener: socket.socket, action: Callable[[], None]) -> None:
+        """Runs an action whenever the listener has a connection to accept."""
+        self._loop.add_reader(listener, action)
+
+    def unwatch(self, listener: socket.socket) -> None:
+        self._loop.remove_reader(listener)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

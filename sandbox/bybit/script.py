@@ -34,3 +34,14 @@ class Script:
     overflow: Literal["refuse", "close"] = "refuse"
     """What args beyond 21,000 characters cause (Bybit's way is unknown): the request is rejected, or the connection
     dropped."""
+
+
+class Knobs:
+    """How the server treats all connections alike. Each may be set at any time, from any thread."""
+
+    own_ts: bool = False
+    """Each connection has a `ts` of its own: it differs by some ms, and nothing else of the frame does."""
+    cut_trades: bool = False
+    """Each connection has the same trades in the same order, but cut into frames in its own way."""
+    snapshot_again: bool = True
+    """A topic that is subscribed again on a connection begins with a snapshot, as one that is new there."""

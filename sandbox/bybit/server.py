@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from sandbox.bybit.connection import Connection
-from sandbox.bybit.loop import LoopThread
-from sandbox.bybit.script import Script
+from sandbox.bybit.gate import Gate
+from sandbox.bybit.loop import LoopThread, on_loop
+from sandbox.bybit.script import Knobs, Script
 from sandbox.bybit.sources import GeneratedMarket, Replay, Source
+from sandbox.bybit.state import Made
+from sandbox.bybit.view import View
 from sandbox.bybit.wire import text_frame, topic_of
 
 R = TypeVar("R")
@@ -24,13 +27,15 @@ DEFAULT_SYMBOLS: dict[str, Sequence[str]] = {
     "inverse": ("BTCUSD", "ETHUSD"),
     "option": ("BTC-25JUN27-106000-P-USDT", "BTC-25JUN27-106000-C-USDT", "ETH-25JUN27-4000-C-USDT"),
 }
-BACKLOG = 512  # connections the kernel keeps until they are accepted
+HANGING = Script(handshake="never tls")  # nothing is read and nothing answered
 IDLE_POLL = 0.2  # seconds between two checks for idle connections
 ID_LETTERS = "0123456789abcdefghijklmnopqrstuv"  # of a conn_id
 
 
-class Bybit:
+class Bybit(Knobs):
     """The server, running inside `with`. Attributes may be read and methods called from any thread.
+
+    As on the real server `u`, `seq` and `cs` belong to a topic, not to a connection.
 
     Args:
         symbols: known symbols by category; a category that is not named has none. None = DEFAULT_SYMBOLS.
@@ -41,12 +46,16 @@ class Bybit:
         speed: of the replay; 0 = as fast as the client reads.
         script: one per connection in the order of TCP accept; `then` is for all later ones. None = without faults.
         tls: certificate and key file.
+        port: 0 = a free one.
+        doors: how many ports lead to it, each further one a free one; `Connection.port` tells who came by which.
         record: keep the data frames sent in `Connection.sent`.
+        truth: keep every frame that is made, see `truth`; topics that once had a subscriber then go on without one.
         idle_cut: seconds without a frame either way after which a connection is dropped.
         repush: seconds after which an unchanged depth-1 book is sent again.
 
     Attributes:
         connections: all there were, in the order of TCP accept.
+        loop: the server's thread.
     """
 
     def __init__(
@@ -64,35 +73,51 @@ class Bybit:
         record: bool = False,
         idle_cut: float = 60.0,
         repush: float = 3.0,
+        doors: int = 1,
+        truth: bool = False,
     ) -> None:
         self.script, self.then = list(script), then or Script()
-        self.host, self.port = host, port
         self.record, self.idle_cut = record, idle_cut
         self.connections: list[Connection] = []
+        self.loop = LoopThread("bybit", self._close)
         self._random = random.Random(seed)
-        self._loop = LoopThread("bybit", self._close)
-        self._market = GeneratedMarket(DEFAULT_SYMBOLS if symbols is None else symbols, rate, repush, seed)
-        self._source: Source = Replay(self._loop, replay, speed, self._market) if replay else self._market
+        self._gates = [Gate(self.loop, host, 0 if n else port, self._accepted) for n in range(doors)]
+        self._market = GeneratedMarket(DEFAULT_SYMBOLS if symbols is None else symbols, rate, repush, seed, truth)
+        self._source: Source = Replay(self.loop, replay, speed, self._market) if replay else self._market
         self._tls: ssl.SSLContext | None = None
         if tls:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._tls.load_cert_chain(*tls)
 
     def __enter__(self) -> Bybit:
-        self._listener = socket.create_server((self.host, self.port), backlog=BACKLOG)
-        self._listener.setblocking(False)
-        self.port = self._listener.getsockname()[1]
-        self._loop.start()
-        self._loop.call_soon(self._begin)
+        for gate in self._gates:
+            gate.open()
+        self.loop.start()
+        self.loop.call_soon(self._begin)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._loop.stop()
+        self.loop.stop()
+
+    @property
+    def host(self) -> str:
+        return self._gates[0].host
+
+    @property
+    def port(self) -> int:
+        return self._gates[0].port
 
     @property
     def url(self) -> str:
         """The base URL, without /v5/public: the collector's BYBIT_WS_URL."""
-        return f"wss://localhost:{self.port}" if self._tls else f"ws://{self.host}:{self.port}"
+        return self.urls[0]
+
+    @property
+    def urls(self) -> list[str]:
+        """The base URL of each door."""
+        return [
+            f"wss://localhost:{gate.port}" if self._tls else f"ws://{gate.host}:{gate.port}" for gate in self._gates
+        ]
 
     @property
     def rate(self) -> float:
@@ -116,7 +141,51 @@ class Bybit:
         if topic is None:
             raise ValueError(f"no topic in {text[:100]!r}")
         frame = text_frame(text)
-        self._loop.call_soon(lambda: self._publish(topic, text, frame))
+        self.loop.call_soon(lambda: self._publish(topic, text, frame))
+
+    @on_loop
+    def truth(self, category: str = "linear") -> dict[str, list[Made]]:
+        """Every frame of each topic since the start, in order; sent or not. Only with `truth`."""
+        return self._market.truth(category)
+
+    @on_loop
+    def snapshot(self, topic: str, category: str = "linear") -> str | None:
+        """What a new subscriber of the topic would get first; None, if nothing."""
+        return self._market.snapshot(category, topic)
+
+    @on_loop
+    def omit(self, topic: str) -> None:
+        """Leaves out the next frame of a topic on all connections that are subscribed to it; see Connection.omit."""
+        for connection in self.connections:
+            if topic in connection.feeds:
+                connection.omit(topic)
+
+    @on_loop
+    def away(self, door: int | None = None, hang: bool = False) -> None:
+        """An outage, of one door or of the exchange: then its market stands still too.
+
+        Args:
+            hang: all connections stay open and are left alone, new ones too. Otherwise all are dropped and new ones
+                refused.
+        """
+        for number, gate in enumerate(self._gates):
+            if door not in (None, number):
+                continue
+            gate.hangs = hang
+            if not hang:
+                gate.refuse()
+            for connection in self._open(gate):
+                connection.freeze() if hang else connection.drop()
+        self._market.paused = door is None
+
+    @on_loop
+    def back(self) -> None:
+        """The end of all outages, on the same ports. What hung is reset."""
+        for gate in self._gates:
+            for connection in self._open(gate) if gate.hangs else ():
+                connection.reset()
+            gate.back()
+        self._market.paused = False
 
     def wait(self, condition: Callable[[], object], timeout: float = 10.0) -> None:
         """Returns when the condition holds.
@@ -124,38 +193,43 @@ class Bybit:
         Raises:
             AssertionError: it did not within `timeout` seconds; the text has the state of every connection.
         """
-        if not self._loop.wait(condition, timeout):
+        if not self.loop.wait(condition, timeout):
             raise AssertionError(f"not within {timeout} s; connections: {self.connections}")
 
     def run(self, action: Callable[[], R]) -> R:
         """Runs an action on the server's thread and returns its result."""
-        return self._loop.run(action)
+        return self.loop.run(action)
 
     # From here on the server's thread.
 
     def _begin(self) -> None:
-        for work in (self._accept(), self._cut_idle(), self._market.move(), self._market.repeat_books()):
-            self._loop.spawn(work)
+        for gate in self._gates:
+            gate.begin()
+        for work in (self._cut_idle(), self._market.move(), self._market.repeat_books()):
+            self.loop.spawn(work)
 
     def _close(self) -> None:
-        self._listener.close()
+        for gate in self._gates:
+            gate.close()
         for connection in self.connections:
             connection.abort()
 
+    def _open(self, gate: Gate) -> list[Connection]:
+        return [one for one in self.connections if one.port == gate.port and one.closed is None]
+
     def _publish(self, topic: str, text: str, frame: bytes) -> None:
+        self._market.note_published(topic, text)
         for connection in self.connections:
             if topic in connection.feeds:
-                connection.data(text, frame)
+                connection.data(topic, text, frame)
 
-    async def _accept(self) -> None:
-        while True:
-            client, _ = await asyncio.get_running_loop().sock_accept(self._listener)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            script = self.script.pop(0) if self.script else self.then
-            connection = Connection(self._loop, self._source, script, self._new_id(), self.record)
-            self.connections.append(connection)
-            self._loop.notify()
-            self._loop.spawn(self._connect(connection, client))
+    def _accepted(self, client: socket.socket, gate: Gate) -> None:
+        script = HANGING if gate.hangs else self.script.pop(0) if self.script else self.then
+        view = View(self, len(self.connections))
+        connection = Connection(self.loop, self._source, script, self._new_id(), self.record, view, gate.port)
+        self.connections.append(connection)
+        self.loop.notify()
+        self.loop.spawn(self._connect(connection, client))
 
     async def _cut_idle(self) -> None:
         """Drops connections on which no frame has gone either way for long, as Bybit does: no close frame."""

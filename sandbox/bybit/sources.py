@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
 from sandbox.bybit.connection import Connection
-from sandbox.bybit.dialect import contracts_of, has_topic
+from sandbox.bybit.dialect import CATEGORIES, contracts_of, has_topic
 from sandbox.bybit.feeds import BookFeed, Feed, TickerFeed, TradeFeed, new_feed
 from sandbox.bybit.loop import LoopThread
 from sandbox.bybit.market import Market, instrument
+from sandbox.bybit.state import Made
 from sandbox.bybit.wire import text_frame, topic_of
 
 TICK = 0.005  # seconds between two bursts of the generated market
@@ -44,15 +47,24 @@ class GeneratedMarket:
         symbols: known symbols by category. May be replaced while running, as `rate`.
         rate: frames a second over all subscribed topics; 0 = nothing moves by itself.
         repush: seconds after which an unchanged depth-1 book is sent again.
+        truth: keep every frame made; a feed that once had a subscriber then moves on without one.
+
+    Attributes:
+        paused: nothing moves.
     """
 
-    def __init__(self, symbols: Mapping[str, Sequence[str]], rate: float, repush: float, seed: int) -> None:
+    def __init__(
+        self, symbols: Mapping[str, Sequence[str]], rate: float, repush: float, seed: int, truth: bool = False
+    ) -> None:
         self.symbols, self.rate = symbols, rate
-        self._repush, self._seed = repush, seed
+        self.paused = False
+        self._repush, self._seed, self._keeps_truth = repush, seed, truth
         self._random = random.Random(seed)
         self._markets: dict[tuple[str, str], Market] = {}
         self._feeds: dict[tuple[str, str], Feed] = {}
-        self._subscribers: dict[Feed, list[Connection]] = {}  # only feeds that have some
+        self._subscribers: dict[Feed, list[Connection]] = {}  # only feeds that move
+        self._moving: tuple[list[Feed], list[int]] | None = None  # those feeds and the sums of their weights
+        self._made: defaultdict[tuple[str, str], list[Made]] = defaultdict(list)
 
     def knows(self, category: str, topic: str) -> bool:
         return has_topic(self.symbols, category, topic)
@@ -65,12 +77,15 @@ class GeneratedMarket:
                 continue
             if feed not in self._subscribers:
                 feed.refresh()
-            subscribers = self._subscribers.setdefault(feed, [])
+                self._subscribers[feed] = []
+                self._moving = None
+            subscribers = self._subscribers[feed]
             if connection not in subscribers:
                 subscribers.append(connection)
             if text := feed.snapshot():
-                connection.data(text, text_frame(text))
-        self._share_trades()
+                connection.snapshot(topic, text)
+        if self._moving is None:
+            self._share_trades()
         return self
 
     def resume(self, connection: Connection, topics: list[str]) -> None:
@@ -81,9 +96,27 @@ class GeneratedMarket:
             feed = self._feeds.get((connection.category, topic))
             if feed and connection in self._subscribers.get(feed, ()):
                 self._subscribers[feed].remove(connection)
-                if not self._subscribers[feed]:
+                if not self._subscribers[feed] and not self._keeps_truth:
                     del self._subscribers[feed]
-        self._share_trades()
+                    self._moving = None
+        if self._moving is None:
+            self._share_trades()
+
+    def snapshot(self, category: str, topic: str) -> str | None:
+        feed = self._feed(category, topic)
+        return feed.snapshot() if feed else None
+
+    def truth(self, category: str) -> dict[str, list[Made]]:
+        """Every frame made, by topic."""
+        return {topic: list(made) for (own, topic), made in self._made.items() if own == category}
+
+    def note_published(self, topic: str, text: str) -> None:
+        """A frame that a test has made, for whoever is subscribed."""
+        if self._keeps_truth:
+            made = Made(time.monotonic(), text)
+            for category in CATEGORIES:
+                if self.knows(category, topic):
+                    self._made[category, topic].append(made)
 
     def _share_trades(self) -> None:
         """A ticker makes trades of its own only where the symbol's trades have no subscriber."""
@@ -106,9 +139,11 @@ class GeneratedMarket:
         return self._markets[key]
 
     def _send(self, feed: Feed, text: str) -> None:
+        if self._keeps_truth:
+            self._made[feed.category, feed.topic].append(Made(time.monotonic(), text))
         frame = text_frame(text)
         for connection in self._subscribers.get(feed, ()):
-            connection.data(text, frame)
+            connection.data(feed.topic, text, frame)
 
     async def move(self) -> None:
         """`rate` frames a second over the topics that have subscribers."""
@@ -119,13 +154,15 @@ class GeneratedMarket:
             now = clock()
             owed = min(owed + (now - before) * self.rate, 1 + self.rate * BURST * TICK)
             before = now
-            feeds = list(self._subscribers)
-            if not feeds:
+            if self._moving is None:
+                self._moving = list(self._subscribers), list(accumulate(feed.weight for feed in self._subscribers))
+            feeds, weights = self._moving
+            if not feeds or self.paused:
                 owed = 0.0
                 continue
             count = int(owed)
             owed -= count
-            for feed in self._random.choices(feeds, [feed.weight for feed in feeds], k=count):
+            for feed in self._random.choices(feeds, cum_weights=weights, k=count):
                 self._send(feed, feed.advance())
 
     async def repeat_books(self) -> None:
@@ -133,7 +170,7 @@ class GeneratedMarket:
         while True:
             await asyncio.sleep(self._repush / 10)
             for feed in list(self._subscribers):
-                due = feed.market.clock() - feed.sent_at >= self._repush
+                due = feed.market.clock() - feed.sent_at >= self._repush and not self.paused
                 if due and isinstance(feed, BookFeed) and feed.depth == 1:
                     self._send(feed, feed.snapshot())
 
@@ -177,7 +214,7 @@ class Replay:
                 if wait > 0:
                     await asyncio.sleep(wait)
             if connection.feeds.get(topic) is token:
-                connection.data(text, text_frame(text))
+                connection.data(topic, text, text_frame(text))
                 if not self._speed and connection.count % REPLAY_PIECE == 0:
                     await asyncio.sleep(0)  # lets it write, which shows whether the client keeps up
                     await connection.writable.wait()

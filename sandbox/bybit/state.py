@@ -2,8 +2,17 @@
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple
 
 FIRST_TEXT = '{"topic":"tickers.BTCUSDT","type":"delta","data":{"symbol":"BTCUSDT"},"cs":1,"ts":1}'
+
+
+class Made(NamedTuple):
+    """A frame as it was made, whoever gets it."""
+
+    at: float
+    """time.monotonic(), which all processes of a machine share."""
+    text: str
 
 
 class Phase(Enum):

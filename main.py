@@ -30,8 +30,9 @@ from ops.cli import configure_logging, install_signal_handlers, parse_arguments,
 from ops.monitor import Monitor
 from ops.systemd import sd_notify
 from relay.backoff import Backoff
-from relay.bybit.client import MAX_TOPIC_CHARACTERS, Client
+from relay.bybit.client import Client
 from relay.bybit.exchange import Exchange
+from relay.bybit.subscription import MAX_TOPIC_CHARACTERS
 from relay.dispatch import Callback
 from relay.errors import ConnectionLost, InvalidStream
 from relay.kinds import LIQUIDATIONS, ORDERBOOK, TICKER, TRADES, carries

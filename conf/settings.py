@@ -147,7 +147,7 @@ def _depth_rule(above: Above) -> Rule[int]:
 def _delay_max_rule(above: Above) -> Rule[float]:
     least = above["reconnect_delay"]
     expected = f"seconds, from RECONNECT_DELAY ({least:g}) to 86400"
-    return Rule(str(max(60.0, least)), _number(least, DAY), expected)
+    return Rule(str(max(5.0, least)), _number(least, DAY), expected)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ class LogOnce:
         self._limit = limit
         self._logged: dict[str, set[object]] = {}
 
-    def first(self, category: str, kind: object = None) -> bool:
-        """Whether this kind is new. When a category is full, everything further in it counts as known."""
+    def first(self, category: str, kind: object = None, limit: int | None = None) -> bool:
+        """Whether this kind is new. When a category is full, everything further in it counts as known. limit: of this
+        category, in place of that of all.
+        """
         logged = self._logged.setdefault(category, set())
-        if kind in logged or len(logged) >= self._limit:
+        if kind in logged or len(logged) >= (limit or self._limit):
             return False
         logged.add(kind)
         return True

@@ -11,10 +11,8 @@ from contextlib import closing
 
 import pytest
 import websocket
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from relay.bybit.dial import Dial, Pacer, describe
+from relay.bybit.dial import Dial, describe, is_refusal
 
 STEP = 0.3  # seconds for a step of connecting: as long as an attempt goes on at most, once it is abandoned
 AT_ONCE = 5.0  # seconds; far less than the deadline of who waits
@@ -183,59 +181,6 @@ def test_the_thread_of_an_attempt_bears_the_name_of_its_stream(server):
     dial.cancel()
 
 
-# The pacer.
-
-
-@settings(deadline=None)
-@given(st.integers(1, 5), st.integers(1, 20), st.lists(st.integers(0, 12), max_size=60))
-def test_no_period_has_more_new_connections_than_the_limit(limit, seconds, steps):
-    pacer = Pacer(limit, seconds)
-    now, starts = 0, []
-    for step in steps:
-        now += step
-        pause = pacer.reserve(now)
-        assert 0 <= pause <= seconds
-        if pause == 0:
-            starts.append(now)
-        else:
-            assert sum(start > now - seconds for start in starts) == limit, "a pause though a place is free"
-    for start in starts:
-        assert sum(start <= other < start + seconds for other in starts) <= limit
-
-
-@settings(deadline=None)
-@given(st.integers(1, 5), st.integers(1, 20), st.lists(st.integers(0, 3), min_size=1, max_size=30))
-def test_after_its_pause_a_connection_has_a_place(limit, seconds, steps):
-    pacer = Pacer(limit, seconds)
-    now = 0
-    for step in steps:
-        now += step
-        now += pacer.reserve(now)
-        pacer.reserve(now)
-    assert pacer.reserve(now + seconds) == 0
-
-
-def test_up_to_the_limit_nobody_waits():
-    pacer = Pacer(450, 300.0)
-    assert [pacer.reserve(7.0) for _ in range(450)] == [0.0] * 450
-    assert pacer.reserve(7.0) == 300
-    assert pacer.reserve(306.5) == 0.5
-    assert pacer.reserve(307.0) == 0
-
-
-def test_two_threads_never_take_the_same_place():
-    pacer, pauses = Pacer(100, 300.0), deque()
-    threads = [
-        threading.Thread(target=lambda: pauses.extend([pacer.reserve(1.0) for _ in range(50)])) for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert pauses.count(0.0) == 100
-    assert pauses.count(300.0) == 300
-
-
 # Why a connection failed.
 
 
@@ -276,3 +221,11 @@ def status(code):
 )
 def test_a_failed_connection_is_described_for_the_operator(error, reason):
     assert describe(error, "wss://stream.bybit.com/v5/public/linear") == reason
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal"),
+    [(status(403), True), (status(429), True), (status(503), False), (ConnectionRefusedError(), False)],
+)
+def test_what_is_a_refusal_of_this_address(error, refusal):
+    assert is_refusal(error) is refusal

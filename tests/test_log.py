@@ -47,3 +47,9 @@ def test_any_text_becomes_one_line_of_bounded_length(text):
     line = shorten(text, 20)
     assert len(line) <= 21
     assert len(line.splitlines()) <= 1
+
+
+def test_a_category_may_have_a_limit_of_its_own():
+    log_once = LogOnce()
+    assert [log_once.first("gap", number, 2) for number in range(4)] == [True, True, False, False]
+    assert log_once.first("other", 3)

@@ -6,8 +6,17 @@ from collections import deque
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from relay.bybit.subscription import RejectedTopics, RequestRefused, State, Subscription, Verdict, judge
+from relay.bybit.subscription import (
+    MAX_TOPIC_CHARACTERS,
+    RejectedTopics,
+    RequestRefused,
+    State,
+    Subscription,
+    Verdict,
+    judge,
+)
 
 SNAPSHOT_FIRST = ("orderbook.", "tickers.")
 # Some symbols stand within others.
@@ -19,41 +28,48 @@ TOPICS = [f"{kind}.{symbol}" for kind in KINDS for symbol in SYMBOLS]
 class Bybit:
     """Answers requests of one connection as a category does; answers come in the order of the requests.
 
-    unnamed: its rejections name no topic.
+    unnamed: its rejections name no topic. keeps: it refuses to unsubscribe these topics, and sends them on.
     """
 
-    def __init__(self, category, known, unnamed=False):
-        self.category, self.known, self.unnamed = category, set(known), unnamed
+    def __init__(self, category, known, unnamed=False, keeps=()):
+        self.category, self.known, self.unnamed, self.keeps = category, set(known), unnamed, set(keeps)
         self.subscribed, self.responses = set(), 0
 
     def answer(self, text):
         request = json.loads(text)
         assert set(request) == {"req_id", "op", "args"}
-        assert request["op"] == "subscribe"
         topics = request["args"]
         assert topics
-        assert not self.subscribed.intersection(topics), "asked again for what is subscribed"
         self.responses += 1
         assert self.responses < 1000, "requests without end"
+        if request["op"] == "unsubscribe":
+            assert self.subscribed.issuperset(topics), "unsubscribed what was not subscribed"
+            self.subscribed.difference_update(set(topics) - self.keeps)
+            return self._response(request, self.keeps.intersection(topics), "no")
+        assert request["op"] == "subscribe"
+        if not self.keeps:
+            assert not self.subscribed.intersection(topics), "asked again for what is subscribed"
         bad = [topic for topic in topics if topic not in self.known]
+        spot = self.category == "spot"
+        name = "" if self.unnamed or not bad else f" :[{bad[0]}]" if spot else f",topic:{bad[0]}"
+        if again := [topic for topic in topics if topic in self.subscribed]:
+            return self._response(request, again, f"error:already subscribed,topic:{again[0]}")
+        self.subscribed.update(topic for topic in topics if self.category == "option" or not bad)
+        self.subscribed.intersection_update(self.known)
+        return self._response(request, bad, ("Invalid symbol" if spot else "error:handler not found") + name)
+
+    def _response(self, request, failed, reason):
+        failed = [topic for topic in request["args"] if topic in failed]
         if self.category == "option":
-            good = [topic for topic in topics if topic in self.known]
-            self.subscribed.update(good)
-            data = {"failTopics": bad, "successTopics": good}
-            return {"success": not bad, "conn_id": "c", "data": data, "type": "COMMAND_RESP"}
-        if not bad:
-            self.subscribed.update(topics)
-        reason = ""
-        if bad and self.category == "spot":
-            reason = "Invalid symbol" if self.unnamed else f"Invalid symbol :[{bad[0]}]"
-        elif bad:
-            reason = "error:handler not found" + ("" if self.unnamed else f",topic:{bad[0]}")
+            good = [topic for topic in request["args"] if topic not in failed]
+            data = {"failTopics": failed, "successTopics": good}
+            return {"success": not failed, "conn_id": "c", "data": data, "type": "COMMAND_RESP"}
         return {
-            "success": not bad,
-            "ret_msg": reason,
+            "success": not failed,
+            "ret_msg": reason if failed else "",
             "conn_id": "c",
             "req_id": request["req_id"],
-            "op": "subscribe",
+            "op": request["op"],
         }
 
 
@@ -80,6 +96,20 @@ def settle(subscription, bybit, rejected, now=0.0):
         requests += [json.loads(text)["args"] for text in texts]
         outbox += texts
     assert not subscription.pending
+    return requests
+
+
+def exchange_of(subscription, bybit, now=0.0):
+    """Has everything asked and answered; returns the requests as (op, topics)."""
+    requests = []
+    while texts := subscription.requests(now):
+        outbox = deque(texts)
+        while outbox:
+            text = outbox.popleft()
+            request = json.loads(text)
+            requests.append((request["op"], request["args"]))
+            verdict = subscription.receive(bybit.answer(text))
+            outbox += [text for topics in verdict.retry for text in subscription.request(topics)]
     return requests
 
 
@@ -253,13 +283,13 @@ HANDLER = "error:handler not found"
         (
             {"success": False, "data": {"failTopics": ["t.b"], "successTopics": ["t.a"]}},
             ["t.a", "t.b"],
-            Verdict(["t.a"], ["t.b"], reason="failTopics"),
+            Verdict(["t.a"], rejected=["t.b"], reason="failTopics"),
             True,
         ),
         (
             {"success": True, "data": {"failTopics": ["t.b"], "successTopics": ["t.a"]}},
             ["t.a", "t.b"],
-            Verdict(["t.a"], ["t.b"], reason="failTopics"),
+            Verdict(["t.a"], rejected=["t.b"], reason="failTopics"),
             True,
         ),
         ({"success": True, "data": {"failTopics": [], "successTopics": ["t.a"]}}, ["t.a"], Verdict(["t.a"]), True),
@@ -402,3 +432,236 @@ def test_without_such_topics_no_snapshot_is_awaited():
     subscription = make(["publicTrade.A"], snapshot_first=())
     subscription.request(["publicTrade.A"])
     assert subscription.awaiting_snapshot == set()
+
+
+# What is wanted changes.
+
+
+def test_what_is_wanted_later_is_requested_and_what_is_wanted_twice_is_not():
+    subscription, bybit = make(["t.a"]), Bybit("linear", ["t.a", "t.b"])
+    assert exchange_of(subscription, bybit) == [("subscribe", ["t.a"])]
+    subscription.want(["t.a", "t.b", "t.b"])
+    assert exchange_of(subscription, bybit) == [("subscribe", ["t.b"])]
+    assert subscription.among(State.SUBSCRIBED) == ["t.a", "t.b"]
+
+
+def test_what_is_released_is_unsubscribed_and_forgotten_once_bybit_has_acknowledged():
+    subscription, bybit = make(["t.a", "t.b"]), Bybit("linear", ["t.a", "t.b"])
+    exchange_of(subscription, bybit)
+    subscription.release(["t.a", "t.unknown"])
+    (text,) = subscription.requests(0)
+    assert json.loads(text) == {"req_id": "2", "op": "unsubscribe", "args": ["t.a"]}
+    assert subscription.among(State.UNSUBSCRIBING) == ["t.a"]
+    assert subscription.carried == ["t.b"]
+    assert subscription.requests(0) == []
+    assert subscription.receive(bybit.answer(text)) == Verdict()
+    assert subscription.states == {"t.b": State.SUBSCRIBED}
+
+
+def test_what_is_released_before_it_was_requested_leaves_at_once():
+    rejected = RejectedTopics()
+    rejected.add("t.b", 0)
+    subscription = make(["t.a", "t.b"], rejected=rejected)
+    subscription.due(0)
+    assert subscription.among(State.REJECTED) == ["t.b"]
+    subscription.release(["t.a", "t.b"])
+    assert subscription.states == {}
+
+
+@pytest.mark.parametrize("option", [False, True])
+def test_what_is_renewed_is_requested_again_only_after_its_unsubscription_was_acknowledged(option):
+    subscription, bybit = make(["t.a", "t.b"]), Bybit("option" if option else "linear", ["t.a", "t.b"])
+    exchange_of(subscription, bybit)
+    subscription.renew(["t.a"])
+    subscription.renew(["t.a"])
+    (text,) = subscription.requests(0)
+    assert json.loads(text)["op"] == "unsubscribe"
+    assert subscription.requests(0) == []
+    subscription.receive(bybit.answer(text))
+    assert bybit.subscribed == {"t.b"}
+    assert subscription.carried == ["t.a", "t.b"], "all along"
+    (text,) = subscription.requests(0)
+    assert json.loads(text)["op"] == "subscribe"
+    assert subscription.receive(bybit.answer(text)) == Verdict(["t.a"], renewed=["t.a"])
+    assert exchange_of(subscription, bybit) == []
+
+
+def test_a_snapshot_is_awaited_of_what_is_renewed():
+    subscription, bybit = make(["tickers.A"], snapshot_first=SNAPSHOT_FIRST), Bybit("linear", ["tickers.A"])
+    exchange_of(subscription, bybit)
+    subscription.seen([message("tickers.A")])
+    subscription.renew(["tickers.A"])
+    exchange_of(subscription, bybit)
+    assert subscription.awaiting_snapshot == {b"tickers.A"}
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_renewal_before_the_answer_waits_for_it_unless_the_snapshot_is_still_to_come(seen):
+    subscription, bybit = make(["tickers.A"], snapshot_first=SNAPSHOT_FIRST), Bybit("linear", ["tickers.A"])
+    (text,) = subscription.requests(0)
+    subscription.seen([message("tickers.A")] * seen)
+    subscription.renew(["tickers.A"])
+    subscription.receive(bybit.answer(text))
+    assert [op for op, _ in exchange_of(subscription, bybit)] == ["unsubscribe", "subscribe"] * seen
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_is_wanted_again_while_it_leaves_gets_a_new_snapshot(asked):
+    subscription, bybit = make(["t.a"]), Bybit("linear", ["t.a"])
+    exchange_of(subscription, bybit)
+    subscription.release(["t.a"])
+    texts = subscription.requests(0) if asked else []
+    subscription.want(["t.a"])
+    for text in texts:
+        subscription.receive(bybit.answer(text))
+    assert exchange_of(subscription, bybit)[-1] == ("subscribe", ["t.a"])
+    assert subscription.among(State.SUBSCRIBED) == ["t.a"]
+
+
+def test_a_release_takes_the_place_of_a_renewal_and_not_the_other_way_round():
+    subscription, bybit = make(["t.a"]), Bybit("linear", ["t.a"])
+    exchange_of(subscription, bybit)
+    subscription.renew(["t.a"])
+    subscription.release(["t.a"])
+    subscription.renew(["t.a"])
+    assert exchange_of(subscription, bybit) == [("unsubscribe", ["t.a"])]
+    assert subscription.states == {}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_what_is_released_before_its_answer_leaves_whatever_the_answer(known):
+    subscription, bybit = make(["t.a", "t.b"]), Bybit("linear", ["t.b", "t.a"] if known else ["t.b"])
+    (text,) = subscription.requests(0)
+    subscription.release(["t.a"])
+    verdict = subscription.receive(bybit.answer(text))
+    assert verdict.retry == ([] if known else [["t.b"]])
+    for topics in verdict.retry:
+        (text,) = subscription.request(topics)
+        subscription.receive(bybit.answer(text))
+    assert exchange_of(subscription, bybit) == ([("unsubscribe", ["t.a"])] if known else [])
+    assert subscription.states == {"t.b": State.SUBSCRIBED}
+
+
+def test_what_bybit_refuses_to_unsubscribe_is_taken_for_unsubscribed():
+    """It may have lost the subscription, which is why the topic fell silent. If not, it says so at the next request."""
+    subscription, bybit = make(["t.a", "t.b"]), Bybit("linear", ["t.a", "t.b"], keeps=["t.a"])
+    exchange_of(subscription, bybit)
+    subscription.renew(["t.a"])
+    subscription.release(["t.b"])
+    exchange_of(subscription, bybit)
+    assert subscription.states == {"t.a": State.SUBSCRIBED}
+
+
+def test_a_renewed_topic_that_bybit_no_longer_knows_is_rejected():
+    subscription, bybit = make(["t.a", "t.b"]), Bybit("linear", ["t.a", "t.b"])
+    exchange_of(subscription, bybit)
+    bybit.known.remove("t.a")
+    subscription.renew(["t.a"])
+    for _ in range(2):
+        (text,) = subscription.requests(0)
+        verdict = subscription.receive(bybit.answer(text))
+    assert (verdict.rejected, subscription.carried) == (["t.a"], ["t.b"])
+
+
+def test_a_renewed_topic_that_another_connection_learns_to_be_unknown_is_carried_no_more():
+    rejected = RejectedTopics()
+    subscription, bybit = make(["t.a", "t.b"], rejected=rejected), Bybit("linear", ["t.a", "t.b"])
+    exchange_of(subscription, bybit)
+    subscription.renew(["t.a"])
+    (text,) = subscription.requests(0)
+    subscription.receive(bybit.answer(text))
+    rejected.add("t.a", 0)
+    assert subscription.requests(1) == []
+    assert (subscription.carried, subscription.among(State.REJECTED)) == (["t.b"], ["t.a"])
+
+
+def test_an_answer_to_another_kind_of_request_is_none_of_ours():
+    subscription = make(["a"])
+    subscription.requests(0)
+    assert subscription.receive({"req_id": "1", "op": "unsubscribe", "success": True}) is None
+    assert subscription.pending
+
+
+def test_no_more_is_requested_than_a_connection_carries_until_others_have_left():
+    topics = [f"orderbook.50.{number:07}USDT" for number in range(1000)]
+    subscription, bybit = make(topics, 200), Bybit("linear", topics)
+    exchange_of(subscription, bybit)
+    first = subscription.among(State.SUBSCRIBED)
+    assert first == topics[: len(first)]
+    assert MAX_TOPIC_CHARACTERS - 30 < len(json.dumps(first, separators=(",", ":"))) <= MAX_TOPIC_CHARACTERS
+    subscription.release(topics[:10])
+    exchange_of(subscription, bybit)
+    assert subscription.among(State.SUBSCRIBED) == topics[10 : len(first) + 10]
+    assert subscription.among(State.WANTED) == topics[len(first) + 10 :]
+
+
+class Life(RuleBasedStateMachine):
+    """A connection whose plan wants, releases and renews at any moment, and a Bybit that answers when it likes."""
+
+    @initialize(
+        category=st.sampled_from(("linear", "option")),
+        known=st.sets(st.sampled_from(TOPICS), min_size=1),
+        per_request=st.integers(1, 5),
+    )
+    def connect(self, category, known, per_request):
+        self.rejected = RejectedTopics()
+        self.bybit = Bybit(category, known)
+        self.subscription = make([], per_request, self.rejected, SNAPSHOT_FIRST)
+        self.outbox, self.wanted, self.left = deque(), set(), set()
+
+    topics = st.lists(st.sampled_from(TOPICS[:8]), min_size=1, max_size=4)
+
+    @rule(topics=topics)
+    def want(self, topics):
+        self.subscription.want(topics)
+        self.wanted.update(topics)
+
+    @rule(topics=topics)
+    def release(self, topics):
+        self.subscription.release(topics)
+        self.wanted.difference_update(topics)
+
+    @rule(topics=topics)
+    def renew(self, topics):
+        self.subscription.renew(topics)
+
+    @rule(topics=topics)
+    def data(self, topics):
+        self.subscription.seen([message(topic) for topic in topics])
+
+    @rule()
+    def ask(self):
+        texts = self.subscription.requests(0)
+        assert not (texts and self.outbox), "asked while an answer was due"
+        self.outbox += texts
+
+    @precondition(lambda self: self.outbox)
+    @rule()
+    def answer(self):
+        verdict = self.subscription.receive(self.bybit.answer(self.outbox.popleft()))
+        for topic in verdict.rejected:
+            self.rejected.add(topic, 0)
+        self.outbox += [text for topics in verdict.retry for text in self.subscription.request(topics)]
+
+    @invariant()
+    def wanted_topics_have_a_state(self):
+        assert self.wanted <= self.subscription.states.keys()
+        assert set(self.subscription.carried) <= self.subscription.states.keys()
+        assert self.subscription.pending == bool(self.outbox)
+
+    def teardown(self):
+        if not hasattr(self, "outbox"):
+            return
+        for _ in range(100):
+            while self.outbox:
+                self.answer()
+            self.ask()
+        known = self.wanted & self.bybit.known
+        assert set(self.subscription.states) == self.wanted, "released topics are gone"
+        assert set(self.subscription.among(State.SUBSCRIBED)) == self.bybit.subscribed == known
+        assert set(self.subscription.among(State.REJECTED)) == self.wanted - known
+        assert set(self.subscription.carried) == known
+
+
+Life.TestCase.settings = settings(deadline=None, max_examples=150, stateful_step_count=40)
+TestLife = Life.TestCase

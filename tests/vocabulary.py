@@ -19,9 +19,9 @@ import main
 from conf.streams import StreamSpec
 from relay.backoff import Backoff
 from relay.bybit.client import Client
-from relay.bybit.dial import Pacer
 from relay.bybit.exchange import Exchange
 from relay.bybit.health import Timeouts
+from relay.bybit.pacer import Pacer
 from relay.dispatch import raw
 from sandbox.bybit import Bybit, Script
 
@@ -138,9 +138,13 @@ class StandIn(Bybit):
     def freezes_inside_a_frame(self):
         self.subscribed().freeze_inside_frame()
 
-    def falls_silent(self):
-        """Sends no more data, though it answers pings."""
-        self.subscribed().silence()
+    def falls_silent(self, *topics):
+        """Sends no more data, of these topics or of all, though it answers pings."""
+        self.subscribed().silence(*topics)
+
+    def omits(self, topic):
+        """Leaves out the next message of a topic."""
+        self.subscribed().omit(topic)
 
 
 class Collector:
@@ -152,7 +156,7 @@ class Collector:
     def __init__(self, exchange, caplog):
         self.url, self.category = exchange.url, "linear"
         self.timeouts = Timeouts(timer=TIMER)
-        self.pacer = Pacer(10_000, 300)
+        self.pacer = Pacer(10_000, 1000, probe_every=0)
         self.backoff = partial(Backoff, PAUSE, PAUSE)  # called once a stream
         self.stop = threading.Event()
         self.sink = self

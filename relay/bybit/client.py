@@ -6,11 +6,9 @@ from pybit.unified_trading import WebSocket
 
 from relay.bybit.connection import Connection
 from relay.bybit.exchange import Exchange
+from relay.bybit.subscription import MAX_TOPIC_CHARACTERS, characters
 from relay.dispatch import Callback
 from relay.errors import InvalidStream
-
-# Characters of topics on a connection: https://bybit-exchange.github.io/docs/v5/ws/connect.
-MAX_TOPIC_CHARACTERS = 21_000
 
 
 class Client(WebSocket):
@@ -47,8 +45,8 @@ class Client(WebSocket):
         """Connects, subscribes and delivers until the connection is lost. Raises ConnectionLost, or InvalidStream if
         one connection cannot carry the topics; returns after Exchange.close_all().
         """
-        characters = sum(len(topic) + len('"",') for topic in self._topics) + 1
-        if characters > MAX_TOPIC_CHARACTERS:
-            raise InvalidStream(f"{characters:,} characters of topics: one connection carries {MAX_TOPIC_CHARACTERS:,}")
+        size = characters(self._topics)
+        if size > MAX_TOPIC_CHARACTERS:
+            raise InvalidStream(f"{size:,} characters of topics: one connection carries {MAX_TOPIC_CHARACTERS:,}")
         exchange = self._exchange
         exchange.run(Connection(exchange, self.endpoint, self._topics, self._stall_timeout))

@@ -1,6 +1,6 @@
 """One life of a connection to Bybit, from the handshake to its loss: the I/O around the pure modules beside it.
 
-Everything runs on the stream's thread. Other threads may only close().
+Everything runs on the stream's thread. Other threads may only close() and wake().
 
 websocket-client makes the handshake and sends; reading is done here. Of it are used the public create_connection(),
 WebSocket.sock, send(), pong() and shutdown(), and the fact that nothing is read ahead of the handshake.
@@ -17,11 +17,15 @@ from typing import Any
 
 import websocket
 
-from relay.bybit.dial import Dial, describe
+from relay.bybit.dial import Dial, describe, is_refusal
+from relay.bybit.dialogue import Dialogue, Plan
 from relay.bybit.exchange import Exchange
 from relay.bybit.frames import Closed, FrameReader
 from relay.bybit.health import Health
-from relay.bybit.subscription import RequestRefused, State, Subscription
+from relay.bybit.repair import Repair
+from relay.bybit.sequence import Gap
+from relay.bybit.subscription import Subscription
+from relay.bybit.waker import Waker
 from relay.dispatch import Callback, Router
 from relay.errors import ConnectionLost, Stalled
 from relay.log import shorten
@@ -43,20 +47,35 @@ class Connection:
     """Made and run on its stream's thread, which bears the stream's name.
 
     callbacks: by topic. stall_timeout: seconds without data after which it is given up, 0 = never.
+    plan: called on the stream's thread once it is connected, every second and after wake(), before anything is asked
+    of Bybit. It may change the subscription, and `callbacks` with it.
     """
 
-    def __init__(self, exchange: Exchange, url: str, callbacks: Mapping[str, Callback], stall_timeout: float) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        url: str,
+        callbacks: Mapping[str, Callback],
+        stall_timeout: float,
+        plan: Plan | None = None,
+    ) -> None:
         self._exchange, self._url = exchange, url
         self._name = threading.current_thread().name
         self.stats = exchange.streams.get(self._name) or StreamStats()  # main made it, or nobody reads it
+        exchange.topics[self._name] = frozenset(callbacks)
         self._subscription = Subscription(
             callbacks, exchange.topics_per_request, exchange.rejected, exchange.snapshot_first
         )
-        self._router = Router(callbacks, self.stats, exchange.log_once, self._on_control)
         self._health = Health(exchange.timeouts, stall_timeout)
         self._sampler = Sampler(self.stats)
         self._pinged = 0.0  # monotonic time
-        self._settled_at: float | None = None  # monotonic time at which Bybit had answered for all topics
+        self._dialogue = Dialogue(
+            exchange, self._name, self._subscription, self.stats, self._health, plan, self._send_text
+        )
+        # With a plan, what a topic is subscribed for is the plan's business.
+        self._repair = None if plan else Repair.of(exchange, self._name, self._subscription, self.stats)
+        self._router = Router(callbacks, self.stats, exchange.log_once, self._dialogue.on_control)
+        self._waker: Waker | None = None
         self._closing = False
         self._dial: Dial | None = None
         self._ws: websocket.WebSocket | None = None
@@ -71,10 +90,18 @@ class Connection:
         if self._dial:
             self._dial.cancel()  # wakes the stream's thread, whether it still connects or reads already
 
+    def wake(self) -> None:
+        """Has the plan called soon. Any thread, any time, never blocks. Before there is a waker the first call of the
+        plan is still to come.
+        """
+        if self._waker:
+            self._waker.wake()
+
     def run(self) -> None:
         """Connects, subscribes and delivers messages until the connection is lost. Raises ConnectionLost; returns after
         close().
         """
+        self._waker = Waker() if self._dialogue.plan else None
         try:
             try:
                 self._open()
@@ -92,43 +119,54 @@ class Connection:
             raise
         finally:
             self.stats.subscribed = 0
+            if self._waker:
+                self._waker.close()
 
     def _end(self, reason: str, cause: Exception) -> None:
         if self._closing or self._exchange.stop.is_set():
             return
         self._announce_end(reason, "stalled" if isinstance(cause, Stalled) else "lost")
-        uptime = monotonic() - self._settled_at if self._settled_at else 0.0
+        settled_at = self._dialogue.settled_at
+        uptime = monotonic() - settled_at if settled_at else 0.0
         raise ConnectionLost(reason, uptime) from cause
 
     def _announce_end(self, reason: str, event: str) -> None:
-        topics = self._subscription.among(State.SUBSCRIBED)
+        topics = self._subscription.carried
         if topics:
             last = self.stats.last_message
             since = last and round((time() - monotonic() + last) * 1000)
             self._exchange.sink.announce(event, self._name, sorted(topics), reason=reason, since=since)
 
     def _open(self) -> None:
-        timeouts = self._exchange.timeouts
-        self.stats.heartbeat_due = monotonic() + timeouts.connect
+        timeouts, pacer = self._exchange.timeouts, self._exchange.pacer
+        started = monotonic()
+        self.stats.heartbeat_due = started + timeouts.connect
         self._dial = Dial(self._url, timeouts.connect_step)
         if self._closing:
             self._dial.cancel()
-        self._ws = self._dial.wait(timeouts.connect)
+        try:
+            self._ws = self._dial.wait(timeouts.connect)
+        except Exception as error:
+            if not self._closing:
+                pacer.failed(started, is_refusal(error))
+            raise
+        pacer.opened(monotonic())
         self.stats.connections += 1
 
     def _read(self) -> None:
         """Reads until the socket is empty, flushes, waits."""
         assert self._ws
-        sock, frames = self._ws.sock, FrameReader()
+        sock, frames, waker = self._ws.sock, FrameReader(), self._waker
         # One buffer for the life of the connection: recv() would allocate as much each time, and fragment memory.
         buffer = memoryview(bytearray(READ_SIZE))
         readable = select.poll()
         readable.register(sock, select.POLLIN)
+        if waker:
+            readable.register(waker, select.POLLIN)
         sock.settimeout(0)
         flush, interval = self._exchange.sink.flush, self._exchange.timeouts.timer
         now = timer = flushed = self._pinged = monotonic()
-        self._request(self._subscription.due(now))
-        self._count()
+        self._dialogue.advance(now)
         unflushed = 0
         while not self._closing:
             try:
@@ -149,6 +187,8 @@ class Connection:
             if now - timer >= interval:
                 self._on_timer(now, now - timer)
                 timer = now
+            elif waker and waker.take():
+                self._dialogue.advance(now)
 
     def _take(self, frames: FrameReader, chunk: bytes) -> int:
         """Delivers the messages that a chunk completes; returns how many. Raises ConnectionLost after them."""
@@ -157,13 +197,16 @@ class Connection:
             self._health.since_frame = 0.0
         if messages:
             if self._sampler.budget > 0:
-                for gap in self._sampler.sample(messages, time()):
-                    self._log_gap(*gap)
+                self._sampler.sample(messages, time())
             if self._subscription.awaiting_snapshot:
                 self._subscription.seen(messages)
-            # A chunk of many messages is delivered in parts: slow callbacks must not keep the pings back.
-            deliver = self._router.deliver if len(messages) <= PING_CHECK_EVERY else self._deliver_in_parts
-            if deliver(messages):
+            if self._repair and (gaps := self._repair.look(messages)):
+                data = self._deliver_around(gaps, messages)
+            elif len(messages) <= PING_CHECK_EVERY:
+                data = self._router.deliver(messages)
+            else:
+                data = self._deliver(messages)
+            if data:
                 self._health.since_message = 0.0
         if frames.pings and self._ws:
             for payload in frames.pings:
@@ -173,96 +216,48 @@ class Connection:
             raise ConnectionLost(closed + shorten(frames.error))
         return len(messages)
 
-    def _deliver_in_parts(self, messages: list[bytes]) -> int:
-        """Returns how many of the messages were data."""
+    def _deliver(self, messages: list[bytes]) -> int:
+        """Returns how many of the messages were data. Pings go out between them: a callback may be slow."""
         data = 0
         for first in range(0, len(messages), PING_CHECK_EVERY):
             data += self._router.deliver(messages[first : first + PING_CHECK_EVERY])
             self._ping_if_due(monotonic())
         return data
 
-    def _log_gap(self, topic: str, before: int, after: int) -> None:
-        if self._exchange.log_once.first("gap", topic):
-            log.warning(
-                "%s: sequence gap: u jumped from %d to %d; order books built from this topic are wrong until the next "
-                "snapshot (later gaps are only counted)",
-                topic,
-                before,
-                after,
-            )
+    def _deliver_around(self, gaps: list[tuple[bytes, Gap]], messages: list[bytes]) -> int:
+        """The same, with each gap reported before the message that follows it."""
+        assert self._repair
+        data = first = 0
+        for message, gap in gaps:
+            stop = next(index for index in range(first, len(messages)) if messages[index] is message)
+            data += self._deliver(messages[first:stop])
+            self._repair.report(gap)
+            first = stop
+        data += self._deliver(messages[first:])
+        self._dialogue.advance(monotonic())  # at once: the books are wrong until their snapshots come
+        return data
 
     def _on_timer(self, now: float, elapsed: float) -> None:
         """What is due by the clock. elapsed: seconds since the last call."""
-        subscription = self._subscription
         self.stats.heartbeat_due = now + self._exchange.timeouts.timer
         self._sampler.refill()
-        self._health.advance(
-            elapsed, awaiting_acknowledgement=subscription.pending, subscribed=self.stats.subscribed > 0
+        watched = self._health.advance(
+            elapsed, awaiting_acknowledgement=self._subscription.pending, subscribed=self.stats.subscribed > 0
         )
-        if subscription.awaiting_snapshot and self._health.first_message_overdue:
-            for topic in sorted(subscription.awaiting_snapshot):
-                if self._exchange.log_once.first("no snapshot", topic):
-                    seconds = self._exchange.timeouts.first_message
-                    log.warning("%s: accepted, but no data within %g s; is the symbol right?", topic.decode(), seconds)
-            subscription.awaiting_snapshot.clear()
+        self._dialogue.report_missing()
+        if self._repair:
+            self._repair.tick(watched)
         self._ping_if_due(now)
-        self._request(subscription.due(now))
-
-    def _on_control(self, message: dict[str, Any]) -> None:
-        """A JSON object without a topic."""
-        if message.get("ret_msg") == "pong" or message.get("op") == "pong":
-            return
-        if message.get("op") == "subscribe" or message.get("type") == "COMMAND_RESP":
-            self._on_response(message)
-        elif self._exchange.log_once.first("control", (str(message.get("op")), str(message.get("ret_msg")))):
-            log.warning("Ignoring (logged once): unknown control message: %s", shorten(message))
-
-    def _on_response(self, response: dict[str, Any]) -> None:
-        """Bybit's answer to a request."""
-        try:
-            verdict = self._subscription.receive(response)
-        except RequestRefused as refused:
-            raise ConnectionLost(f"the subscription was rejected: {shorten(refused)}") from refused
-        if verdict is None:
-            if self._exchange.log_once.first("unexpected response"):
-                log.warning("Ignoring (logged once): unexpected response: %s", shorten(response))
-            return
-        for topics in verdict.retry:
-            self._request(topics)
-        rejected, now = self._exchange.rejected, monotonic()
-        for topic in verdict.rejected:
-            if rejected.add(topic, now):
-                reason, minutes = shorten(verdict.reason), rejected.retry_after / 60
-                log.error("Bybit rejects %s: %s; retrying in %g min", topic, reason, minutes)
-                self._exchange.sink.announce("rejected", self._name, [topic], reason=reason)
-        for topic in verdict.accepted:
-            if rejected.forget(topic):
-                log.info("Bybit now accepts %s", topic)
-        self._count()
-        if verdict.accepted:
-            self._exchange.sink.announce("subscribed", self._name, verdict.accepted)
-        if not self._subscription.pending and (subscribed := sorted(self._subscription.among(State.SUBSCRIBED))):
-            self._settled_at = self._settled_at or monotonic()
-            more = f" and {len(subscribed) - 4} more" if len(subscribed) > 4 else ""
-            log.info("Subscribed to %s%s", ", ".join(subscribed[:4]), more)
-
-    def _count(self) -> None:
-        self.stats.subscribed = len(self._subscription.among(State.SUBSCRIBED))
-        self.stats.rejected = len(self._subscription.among(State.REJECTED))
-        self.stats.answered = self.stats.answered or not self._subscription.pending
-
-    def _request(self, topics: list[str]) -> None:
-        """Sends requests for these topics, if any."""
-        for text in self._subscription.request(topics):
-            assert self._ws
-            self._send(self._ws.send, text)
-            self._health.since_request = 0.0
+        self._dialogue.advance(now)
 
     def _ping_if_due(self, now: float) -> None:
         if now - self._pinged >= self._exchange.timeouts.ping_interval:
             self._pinged = now
-            assert self._ws
-            self._send(self._ws.send, json.dumps({"op": "ping"}))
+            self._send_text(json.dumps({"op": "ping"}))
+
+    def _send_text(self, text: str) -> None:
+        assert self._ws
+        self._send(self._ws.send, text)
 
     def _send(self, send: Any, data: str | bytes) -> None:
         """Sends a small frame of ours; waits for room in the socket for a bounded time."""

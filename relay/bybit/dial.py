@@ -1,9 +1,8 @@
-"""Opens a WebSocket within a deadline, whatever hangs, and keeps new connections under Bybit's limit."""
+"""Opens a WebSocket within a deadline, whatever hangs."""
 
 import socket
 import ssl
 import threading
-from collections import deque
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -85,22 +84,9 @@ def interrupt(ws: websocket.WebSocket | None) -> None:
             pass  # it was closed already
 
 
-class Pacer:
-    """Keeps the whole process under `limit` new connections in any `seconds`. Threads share it."""
-
-    def __init__(self, limit: int, seconds: float) -> None:
-        self.limit, self.seconds = limit, seconds
-        self._lock = threading.Lock()  # guards _starts: two threads never take the same place
-        self._starts: deque[float] = deque(maxlen=limit)
-
-    def reserve(self, now: float) -> float:
-        """Takes a place for a connection that starts now and returns 0, or returns the seconds until one is free."""
-        with self._lock:
-            full = len(self._starts) == self._starts.maxlen
-            pause = self._starts[0] + self.seconds - now if full else 0.0
-            if pause <= 0:
-                self._starts.append(now)
-            return max(0.0, pause)
+def is_refusal(error: BaseException) -> bool:
+    """Whether Bybit has answered that it does not want this address: its region, or too many connections."""
+    return isinstance(error, websocket.WebSocketBadStatusException) and error.status_code in (403, 429)
 
 
 def describe(error: BaseException, url: str) -> str:

@@ -5,8 +5,8 @@ import threading
 from time import monotonic
 from typing import Protocol
 
-from relay.bybit.dial import Pacer
 from relay.bybit.health import Timeouts
+from relay.bybit.pacer import Pacer
 from relay.bybit.subscription import RejectedTopics
 from relay.kinds import KINDS
 from relay.log import LogOnce
@@ -14,10 +14,12 @@ from relay.stats import StreamStats
 
 log = logging.getLogger(__name__)
 
-# https://bybit-exchange.github.io/docs/v5/ws/connect: 500 new connections in 300 s, less a margin for restarts;
-# topics in a request, fewer on spot.
-MAX_CONNECTIONS, CONNECTIONS_PERIOD = 450, 300.0
+# https://bybit-exchange.github.io/docs/v5/ws/connect: 500 new connections in 300 s, less a margin for restarts; topics
+# in a request, fewer on spot.
+NEW_CONNECTIONS_BURST, NEW_CONNECTIONS_RATE = 150, 1.0  # at once; a second
 TOPICS_PER_REQUEST, TOPICS_PER_REQUEST_SPOT = 200, 10
+# Seconds after which a stream that waits for its place looks again: another may have found that Bybit is back.
+LOOK_AGAIN = 0.2
 
 
 class Sink(Protocol):
@@ -43,6 +45,7 @@ class Exchange:
 
     category: linear, spot, inverse or option. url: a base URL in place of Bybit's own, "" = Bybit's.
     stop: set when the program ends. streams: what each stream has done, by its name; add_stream() makes the entries.
+    topics: what each stream has asked for in its latest life, by its name; its thread replaces the entry.
     """
 
     def __init__(
@@ -60,10 +63,11 @@ class Exchange:
         self.sink = sink
         self.stop = stop or threading.Event()
         self.timeouts = timeouts or Timeouts()
-        self.pacer = pacer or Pacer(MAX_CONNECTIONS, CONNECTIONS_PERIOD)
+        self.pacer = pacer or Pacer(NEW_CONNECTIONS_BURST, NEW_CONNECTIONS_RATE)
         self.rejected = RejectedTopics()
         self.log_once = LogOnce()
         self.streams: dict[str, StreamStats] = {}
+        self.topics: dict[str, frozenset[str]] = {}
         self._live: set[Runnable] = set()  # each stream's thread adds and discards its own; a set does both at once
 
     @property
@@ -84,19 +88,44 @@ class Exchange:
         """Makes the statistics of a stream. Main thread, before the stream's thread is started."""
         return self.streams.setdefault(name, StreamStats())
 
+    def carries(self, topic: str) -> bool:
+        """Whether a stream asks for this topic. Any thread."""
+        return any(topic in topics for topics in list(self.topics.values()))
+
+    def flows(self, topic: str) -> bool:
+        """Whether a stream that asks for this topic is subscribed now. Any thread."""
+        names = [name for name, topics in list(self.topics.items()) if topic in topics]
+        return any(name not in self.streams or self.streams[name].subscribed for name in names)
+
+    def aside(self, sink: Sink) -> "Exchange":
+        """The same exchange for connections whose messages go elsewhere: they share its stop, its limit on new
+        connections and its log_once, and end with close_all(). Streams and rejected topics are their own.
+        """
+        aside = Exchange(
+            self.category,
+            testnet=self.testnet,
+            sink=sink,
+            url=self.url,
+            stop=self.stop,
+            timeouts=self.timeouts,
+            pacer=self.pacer,
+        )
+        aside.log_once, aside._live = self.log_once, self._live
+        return aside
+
     def run(self, connection: Runnable) -> None:
-        """Runs a connection once Bybit's limit on new connections allows it. The stream's thread."""
+        """Runs a connection once the pacer allows it. The stream's thread."""
         self._live.add(connection)  # before the look at stop: close_all() finds it, or it finds stop
         try:
             while not self.stop.is_set() and (pause := self.pacer.reserve(now := monotonic())):
-                if self.log_once.first("paced"):
+                if not self.pacer.failing and self.log_once.first("paced"):
                     log.warning(
-                        "%d connections in %g s: waiting before the next",
-                        self.pacer.limit,
-                        self.pacer.seconds,
+                        "%d new connections in a short time: waiting before the next; from now on %g a second",
+                        self.pacer.burst,
+                        self.pacer.rate,
                     )
                 connection.stats.heartbeat_due = now + pause
-                self.stop.wait(pause)
+                self.stop.wait(min(pause, LOOK_AGAIN))
             if not self.stop.is_set():
                 connection.run()
         finally:

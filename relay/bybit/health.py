@@ -9,8 +9,11 @@ from relay.errors import ConnectionLost, Stalled
 class Timeouts:
     """Seconds."""
 
-    connect: float = 12.0  # name resolution, TCP, TLS and handshake together
-    connect_step: float = 10.0  # each of these by itself
+    # Name resolution, TCP, TLS and handshake together. A first name server that is down costs 5 s of them each time.
+    connect: float = 12.0
+    # Each of these by itself, except name resolution, which cannot be bounded. Enough for two lost packets of TCP's
+    # handshake, sent again after 1 and 3 s; and short, for an exchange that accepts and says nothing until it is back.
+    connect_step: float = 4.0
     ping_interval: float = 20.0  # as https://bybit-exchange.github.io/docs/v5/ws/connect recommends
     silence: float = 30.0  # without a single whole frame, pongs included
     acknowledgement: float = 12.0  # for Bybit's answer to a subscription
@@ -31,9 +34,9 @@ class Health:
         # Watched seconds since each of these; the owner sets one to 0 when it happens.
         self.since_frame = self.since_message = self.since_request = 0.0
 
-    def advance(self, elapsed: float, *, awaiting_acknowledgement: bool, subscribed: bool) -> None:
-        """Adds the seconds since the last call. Raises ConnectionLost, or its kind Stalled, if the connection is to be
-        given up.
+    def advance(self, elapsed: float, *, awaiting_acknowledgement: bool, subscribed: bool) -> float:
+        """Adds the seconds since the last call. Returns those of them in which the socket was watched. Raises
+        ConnectionLost, or its kind Stalled, if the connection is to be given up.
         """
         timeouts = self._timeouts
         watched = min(elapsed, 2 * timeouts.timer)  # a call is due every `timer`: what is far beyond was not watched
@@ -47,6 +50,7 @@ class Health:
             raise ConnectionLost(f"a subscription was not acknowledged within {timeouts.acknowledgement:g} s")
         if self._stall_timeout and subscribed and self.since_message >= self._stall_timeout:
             raise Stalled(f"no data for {self._stall_timeout:g} s, though pings are answered")
+        return watched
 
     @property
     def first_message_overdue(self) -> bool:

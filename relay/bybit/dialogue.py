@@ -1,0 +1,116 @@
+"""What a connection asks of Bybit, and what it makes of the answers. It sends through a function that it is given."""
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from relay.bybit.exchange import Exchange
+from relay.bybit.health import Health
+from relay.bybit.subscription import RequestRefused, State, Subscription
+from relay.errors import ConnectionLost
+from relay.log import shorten
+from relay.stats import StreamStats
+
+log = logging.getLogger(__name__)
+
+# Changes by want(), release() and renew() what a connection is subscribed to. Gets the monotonic time.
+Plan = Callable[[Subscription, float], object]
+
+
+class Dialogue:
+    """A part of one connection, on its thread.
+
+    name: of the stream. plan: called before each look at what is to be asked. send: sends a text.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        name: str,
+        subscription: Subscription,
+        stats: StreamStats,
+        health: Health,
+        plan: Plan | None,
+        send: Callable[[str], None],
+    ) -> None:
+        self.settled_at: float | None = None  # monotonic time at which Bybit had answered for all topics
+        self.plan = plan
+        self._exchange, self._name, self._send = exchange, name, send
+        self._subscription, self._stats, self._health = subscription, stats, health
+
+    def advance(self, now: float) -> None:
+        """Asks for all that is to be asked for now."""
+        if self.plan:
+            self.plan(self._subscription, now)
+        self._ask(self._subscription.requests(now))
+        self._count()
+
+    def report_missing(self) -> None:
+        """Logs the topics that Bybit has accepted and sends nothing of, once each."""
+        awaiting = self._subscription.awaiting_snapshot
+        if not awaiting or not self._health.first_message_overdue:
+            return
+        for topic in sorted(awaiting):
+            if self._exchange.log_once.first("no snapshot", topic):
+                seconds = self._exchange.timeouts.first_message
+                log.warning("%s: accepted, but no data within %g s; is the symbol right?", topic.decode(), seconds)
+        awaiting.clear()
+
+    def on_control(self, message: dict[str, Any]) -> None:
+        """A JSON object without a topic."""
+        op = message.get("op")
+        if message.get("ret_msg") == "pong" or op == "pong":
+            return
+        if op in ("subscribe", "unsubscribe") or message.get("type") == "COMMAND_RESP":
+            self._on_response(message)
+        elif self._exchange.log_once.first("control", (str(op), str(message.get("ret_msg")))):
+            log.warning("Ignoring (logged once): unknown control message: %s", shorten(message))
+
+    def _on_response(self, response: dict[str, Any]) -> None:
+        """Bybit's answer to a request."""
+        try:
+            verdict = self._subscription.receive(response)
+        except RequestRefused as refused:
+            raise ConnectionLost(f"the subscription was rejected: {shorten(refused)}") from refused
+        if verdict is None:
+            if self._exchange.log_once.first("unexpected response"):
+                log.warning("Ignoring (logged once): unexpected response: %s", shorten(response))
+            return
+        for topics in verdict.retry:
+            self._ask(self._subscription.request(topics))
+        rejected, now = self._exchange.rejected, monotonic()
+        for topic in verdict.rejected:
+            if rejected.add(topic, now):
+                reason, minutes = shorten(verdict.reason), rejected.retry_after / 60
+                log.error("Bybit rejects %s: %s; retrying in %g min", topic, reason, minutes)
+                self._exchange.sink.announce("rejected", self._name, [topic], reason=reason)
+        for topic in verdict.accepted:
+            if rejected.forget(topic):
+                log.info("Bybit now accepts %s", topic)
+        if new := [topic for topic in verdict.accepted if topic not in verdict.renewed]:
+            self._exchange.sink.announce("subscribed", self._name, new)
+        if not self._subscription.pending:
+            self._settle(now)
+            self.advance(now)  # at once: a topic that was unsubscribed is requested again
+        self._count()
+
+    def _settle(self, now: float) -> None:
+        """Bybit has answered all requests."""
+        if subscribed := sorted(self._subscription.among(State.SUBSCRIBED)):
+            more = f" and {len(subscribed) - 4} more" if len(subscribed) > 4 else ""
+            level = logging.DEBUG if self.settled_at else logging.INFO
+            log.log(level, "Subscribed to %s%s", ", ".join(subscribed[:4]), more)
+            self.settled_at = self.settled_at or now
+
+    def _count(self) -> None:
+        subscription, stats = self._subscription, self._stats
+        stats.topics = len(subscription.states)
+        stats.subscribed = len(subscription.carried)
+        stats.rejected = len(subscription.among(State.REJECTED))
+        stats.answered = stats.answered or not subscription.pending
+
+    def _ask(self, texts: list[str]) -> None:
+        for text in texts:
+            self._send(text)
+            self._health.since_request = 0.0

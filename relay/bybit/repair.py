@@ -1,0 +1,124 @@
+"""Mends the topics of a running connection: one that misses a message or has fallen silent is subscribed anew."""
+
+import logging
+from itertools import groupby
+from operator import itemgetter
+
+from relay.bybit.exchange import Exchange
+from relay.bybit.renewal import SNAPSHOT_WITHIN, Renewals
+from relay.bybit.sequence import BOOK, Gap, Sequence
+from relay.bybit.silence import Silence
+from relay.bybit.subscription import State, Subscription
+from relay.errors import ConnectionLost
+from relay.stats import StreamStats
+
+log = logging.getLogger(__name__)
+
+LOGGED = 10  # topics, of gaps and of silence each: a fault of Bybit may hit hundreds at once
+NO_SNAPSHOT = "orderbook.full."  # sends deltas only: renewing it would bring nothing
+
+
+class Repair:
+    """A part of one connection, on its thread. Watches the topics that begin with a snapshot."""
+
+    def __init__(self, exchange: Exchange, name: str, subscription: Subscription, stats: StreamStats) -> None:
+        self._exchange, self._name, self._subscription, self._stats = exchange, name, subscription, stats
+        topics = [topic.encode() for topic in subscription.states if topic.startswith(exchange.snapshot_first)]
+        books = [topic for topic in topics if topic.startswith(b"orderbook.")]
+        self._renewals, self._silence = Renewals(), Silence()
+        self._sequence = Sequence(self._renewals.awaited) if books else None
+        self._only_books = len(books) == len(subscription.states)
+        # Of the others is kept, until the next tick, in C: as many bytes of each message as the longest topic has.
+        self._beginning = itemgetter(slice(10, 10 + max(map(len, topics), default=0)))
+        self._keep = len(books) < len(topics)
+        self._beginnings: set[bytes] = set()
+        self._topics = frozenset(topics)
+        self._updates: dict[bytes, int] = {}  # of the books, at the last tick
+
+    @classmethod
+    def of(cls, exchange: Exchange, name: str, subscription: Subscription, stats: StreamStats) -> "Repair | None":
+        """None where there is nothing to watch."""
+        watches = any(topic.startswith(exchange.snapshot_first) for topic in subscription.states)
+        return cls(exchange, name, subscription, stats) if watches else None
+
+    def look(self, messages: list[bytes]) -> list[tuple[bytes, Gap]]:
+        """Takes what has arrived, before it is delivered. Returns the gaps, each with the message that follows it."""
+        if self._renewals.awaited:
+            self._renewals.seen(messages)
+        if self._keep:
+            self._beginnings.update(map(self._beginning, messages))
+        if self._sequence is None:
+            return []
+        if self._only_books:
+            return self._sequence.look(messages)
+        return self._sequence.look([message for message in messages if message.startswith(BOOK)])
+
+    def report(self, gap: Gap) -> None:
+        """Tells of a gap, between the messages that it lies between, and begins to mend it."""
+        topic, before, after = gap
+        self._stats.gaps += 1
+        self._exchange.sink.announce("gap", self._name, [topic], before=before, after=after)
+        if self._exchange.log_once.first("gap", topic, LOGGED):
+            log.warning(
+                "%s: sequence gap: u jumped from %d to %d; subscribing it anew, for a snapshot (logged once a topic, "
+                "for ten topics)",
+                topic,
+                before,
+                after,
+            )
+        if topic.encode() in self._topics and not topic.startswith(NO_SNAPSHOT):
+            self._renewals.want(topic.encode())
+            self._begin()
+
+    def tick(self, watched: float) -> None:
+        """What is due by the clock. watched: seconds since the last call in which the socket was watched. Raises
+        ConnectionLost if a renewed topic has not sent its snapshot.
+        """
+        for topic in list(self._renewals.awaited):
+            if self._subscription.states.get(topic.decode()) is State.REJECTED:  # it was delisted meanwhile
+                self._renewals.forget(topic)
+        if overdue := self._renewals.advance(watched):
+            raise ConnectionLost(
+                f"{min(overdue).decode()}: no snapshot within {SNAPSHOT_WITHIN:g} s, though it was subscribed anew"
+            )
+        self._report_silent(self._silence.tick(self._seen()))
+        self._begin()
+
+    def _begin(self) -> None:
+        """Renews the topics that it is time for."""
+        if topics := self._renewals.begin():
+            self._subscription.renew(topic.decode() for topic in topics)
+            if self._sequence:
+                self._sequence.forget(topics)
+
+    def _seen(self) -> set[bytes]:
+        """The topics that sent something since the last call."""
+        seen = {beginning.partition(b'"')[0] for beginning in self._beginnings}
+        self._beginnings.clear()
+        if self._sequence:
+            before, self._updates = self._updates, self._sequence.next.copy()
+            seen.update(topic for topic, update in self._updates.items() if before.get(topic) != update)
+            seen |= self._sequence.repeated
+            self._sequence.repeated.clear()
+        return seen & self._topics
+
+    def _report_silent(self, silent: dict[bytes, int]) -> None:
+        """Tells of the topics that have fallen silent, and begins to mend them."""
+        names = {topic.decode(): ticks for topic, ticks in silent.items()}
+        subscribed = [name for name in sorted(names) if self._subscription.states.get(name) is State.SUBSCRIBED]
+        for ticks, group in groupby(sorted(subscribed, key=names.__getitem__), key=names.__getitem__):
+            self._report_silent_for(round(ticks * self._exchange.timeouts.timer, 3), list(group))
+
+    def _report_silent_for(self, seconds: float, topics: list[str]) -> None:
+        self._exchange.sink.announce("silent", self._name, topics, seconds=seconds)
+        for topic in topics:
+            if self._exchange.log_once.first("silent", topic, LOGGED):
+                log.warning(
+                    "%s: nothing for %g s while others of its connection flow; subscribing it anew, for a snapshot "
+                    "(logged once a topic, for ten topics)",
+                    topic,
+                    seconds,
+                )
+        # Once, and without a claim to a snapshot: a contract that was delisted, or an option that has expired, may be
+        # accepted again and stay silent. That must not cost the connection of all others.
+        self._subscription.renew(topics)

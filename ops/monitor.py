@@ -28,7 +28,8 @@ READY_TIMEOUT = 60.0
 class MonitoredPublisher(Protocol):
     """What the monitor needs of a publisher."""
 
-    heartbeat_due: float
+    @property
+    def heartbeat_due(self) -> float: ...
 
     @property
     def backlog(self) -> int: ...

@@ -4,12 +4,13 @@ import json
 from collections import Counter, deque
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from relay.events import encoded, encoded_event
 from relay.redis.backlog import OVERHEAD, Backlog, Gap
+from relay.redis.pending import Pending
 from relay.redis.pipeline import MAX_DELIVERY_ATTEMPTS, WINDOW, Pipeline, Unavailable
 from relay.redis.queries import Probe, StatusHash
 from relay.redis.resp import Query, ReplyError, channel_of, parse_reply, publish_head, text_of
@@ -40,16 +41,21 @@ def size(commands):
 
 
 class Delivery(RuleBasedStateMachine):
-    """Any sequence of messages, replies cut anywhere, rejections, outages, overflows.
+    """Any sequence of messages, replies cut anywhere, rejections, outages, overflows, and of leading and standing by.
 
-    The test plays Redis: it has the commands that arrived and owes a reply to each.
+    The test plays Redis: it has the commands that arrived and owes a reply to each. It plays the other instance, too,
+    which publishes what this one has pending.
     """
 
     LIMIT = 3000
 
     def __init__(self):
         super().__init__()
-        self.pipeline = new_pipeline(self.LIMIT)
+        self.pending = Pending(self.LIMIT)
+        self.pipeline = Pipeline(Backlog(self.LIMIT, self.pending), STATUS, announcement)
+        self.pipeline.backlog.lead()
+        self.leading = True
+        self.lost_while_pending = 0  # messages, as far as lead() counted them as dropped
         self.appended = 0
         self.unanswered = deque()  # commands that Redis got on this connection, as lists of words
         self.replies = b""  # that Redis sent and the pipeline has not received
@@ -70,8 +76,46 @@ class Delivery(RuleBasedStateMachine):
         self.pipeline.backlog.append(channel, b"%d %b %b" % (self.appended, fate, b"x" * length))
         self.appended += 1
         backlog = self.pipeline.backlog
-        assert backlog.waiting_bytes + backlog.in_flight_bytes <= self.LIMIT or not backlog.waiting
+        if not backlog.diverted:
+            assert backlog.waiting_bytes + backlog.in_flight_bytes <= self.LIMIT or not backlog.waiting
+        assert self.pending.bytes <= self.LIMIT
 
+    @rule(topics=st.sampled_from([[], [""], ["a"], ["", "a"]]))
+    def announce(self, topics):
+        """About a topic that the messages have, as it happens the empty one, or about another."""
+        self.pipeline.backlog.announce(STATUS, b"%d accept" % self.appended, topics)
+        self.appended += 1
+
+    @rule()
+    def divert(self):
+        self.pipeline.backlog.divert()
+
+    @rule()
+    def stand_by(self):
+        self.leading = False
+        self.lose_connection(False)
+        self.pipeline.backlog.stand_by()
+        assert self.waiting_and_in_flight() == []
+
+    @rule()
+    def lead(self):
+        dropped = self.pipeline.backlog.overflowed.total()
+        self.pipeline.backlog.lead()
+        self.lost_while_pending += self.pipeline.backlog.overflowed.total() - dropped
+        assert self.lost_while_pending <= self.pending.overflowed
+        self.leading = True
+        assert len(self.pending) == self.pending.bytes == 0
+
+    @precondition(lambda self: not self.leading)
+    @rule(channel=st.sampled_from(CHANNELS), number=st.integers(0, 5))
+    def other_instance_publishes(self, channel, number):
+        messages = [command for command in self.kept() if channel_of(command) == channel and type(command) is bytes]
+        for command in messages[number : number + 1]:
+            self.pipeline.backlog.strike(channel, text_of(command))
+            assert not set(messages[: number + 1]) & set(self.kept())
+            assert set(messages[number + 1 :]) <= set(self.kept())
+
+    @precondition(lambda self: self.leading)
     @rule()
     def take(self):
         self.arrive(self.pipeline.take())
@@ -153,11 +197,16 @@ class Delivery(RuleBasedStateMachine):
         commands = [*self.pipeline.in_flight, *self.pipeline.backlog.waiting]
         return [command for command in commands if type(command) is not Query]
 
+    def kept(self):
+        return [entry.command for entry in self.pending._order if entry.command]
+
     @invariant()
     def every_message_has_exactly_one_state(self):
         here = [command for command in self.waiting_and_in_flight() if not isinstance(command, Gap)]
-        dropped = self.pipeline.backlog.overflowed.total()
-        assert self.appended == self.confirmed + self.rejected + dropped + len(here)
+        dropped = self.pipeline.backlog.overflowed.total() - self.lost_while_pending + self.pending.overflowed
+        settled = self.confirmed + self.rejected + dropped + self.pending.struck
+        assert self.appended == settled + len(here) + len(self.pending)
+        assert len(self.pending) == len(self.kept())
 
     @invariant()
     def every_loss_is_announced_exactly_once(self):
@@ -184,7 +233,7 @@ class Delivery(RuleBasedStateMachine):
         for channel in CHANNELS:
             numbers = [
                 int(text_of(command).split()[0])
-                for command in self.waiting_and_in_flight()
+                for command in [*self.waiting_and_in_flight(), *self.kept()]
                 if not isinstance(command, Gap) and channel_of(command) == channel
             ]
             assert numbers == sorted(numbers)
@@ -198,6 +247,7 @@ class Delivery(RuleBasedStateMachine):
     def teardown(self):
         """In the end everything can be delivered, and consumers know the number of every loss."""
         self.lose_connection(False)
+        self.lead()
         for _ in range(200):
             if self.pipeline.is_settled:
                 break
@@ -440,6 +490,7 @@ def test_a_rejected_status_hash_is_reported_once():
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.binary())
+@example("\r\n", b"")
 def test_a_publish_command_gives_back_its_channel_and_text(channel, text):
     command = b"%b%d\r\n%b\r\n" % (publish_head(channel), len(text), text)
     assert (channel_of(command), text_of(command)) == (channel, text)

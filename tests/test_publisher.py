@@ -34,7 +34,7 @@ class Running(Publisher):
     """
 
     def __init__(self, server, *, connected=False, timeouts=QUICK, port=None, **options):
-        options |= {"password": server.password or None, "timeouts": timeouts}
+        options = {"password": server.password or None, "timeouts": timeouts} | options
         super().__init__("127.0.0.1", port or server.port, **options)
         self._wait_until_connected = connected
 
@@ -46,7 +46,7 @@ class Running(Publisher):
 
     def __exit__(self, *_):
         self.undelivered = self.stop(time.monotonic() + 5)
-        assert not self._thread.is_alive()
+        assert not self._loop.thread.is_alive()
 
     def send(self, *numbers, channel=CHANNEL):
         """Publishes numbers and flushes, as the thread of a stream does."""
@@ -56,7 +56,7 @@ class Running(Publisher):
 
     def expects_subscribers(self, channel=CHANNEL):
         """Whether a backlog would wait for subscribers of the channel."""
-        return self._probe.expected.get(channel.encode())
+        return self._loop.probe.expected.get(channel.encode())
 
 
 def numbers(subscriber, channel=CHANNEL):
@@ -193,7 +193,7 @@ def test_a_fault_under_load_loses_nothing_and_keeps_order(own_redis, fault):
                 load(lambda end=end: time.monotonic() > end)
                 own_redis.resume()
             else:
-                publisher._link._sock.shutdown(socket.SHUT_RDWR)
+                publisher._loop.link._sock.shutdown(socket.SHUT_RDWR)
         target = sent + 500
         load(lambda: sent >= target)
         eventually(lambda: numbers(subscriber) and max(numbers(subscriber)) == sent - 1, 20)
@@ -334,13 +334,13 @@ def test_messages_flow_while_a_probe_is_not_answered(redis_server):
         Running(redis_server, port=port, timeouts=timeouts, connected=True) as publisher,
     ):
         replies.clear()
-        eventually(lambda: publisher._probe.subscribers is None)  # a probe is under way
+        eventually(lambda: publisher._loop.probe.subscribers is None)  # a probe is under way
         time.sleep(0.2)  # 0.2 s: replies would have come
         for number in range(50):
             publisher.send(number)
             time.sleep(0.002)
         eventually(lambda: numbers(subscriber) == list(range(50)), 1)
-        assert publisher._probe.subscribers is None
+        assert publisher._loop.probe.subscribers is None
         replies.set()
         eventually(lambda: publisher.published == 50)
 
@@ -356,7 +356,7 @@ def test_flush_does_not_wait_for_the_replies_to_queries(own_redis):
             publisher.send(1)
             worst = max(worst, time.perf_counter() - began)
             time.sleep(0.001)
-        assert publisher._probe.subscribers is None
+        assert publisher._loop.probe.subscribers is None
         own_redis.resume()
     assert worst < 0.1
     assert publisher.undelivered == 0
@@ -498,7 +498,7 @@ def test_a_full_buffer_drops_the_oldest_and_announces_it_where_they_are_missing(
             publisher.publish(CHANNEL if number % 3 else "test:b", text % number)
         kept = publisher.backlog
         assert 900 < kept < 1000
-        publisher._probe.expected = {b"": 1}  # wait for the subscriber below
+        publisher._loop.probe.expected = {b"": 1}  # wait for the subscriber below
         own_redis.start()
         with Subscriber(own_redis, "*") as subscriber:
             eventually(lambda: "The Redis buffer overflowed" in caplog.text)
@@ -632,7 +632,7 @@ def test_the_documented_permissions_are_enough(own_redis, caplog, missing):
         for _ in range(2):
             publisher.set_state({"Trades": "{}"})
             eventually(lambda: "Redis rejects the status hash" in caplog.text if missing else admin.exists(STATUS))
-        eventually(lambda: publisher._probe.expected.get(b"stream:bybit_trades") == 1)
+        eventually(lambda: publisher._loop.probe.expected.get(b"stream:bybit_trades") == 1)
         assert publisher.stop(time.monotonic() + 5) == 0
     assert caplog.text.count("Redis rejects the status hash") == bool(missing)
     assert {entry["object"] for entry in admin.execute_command("ACL", "LOG")} <= {missing.lstrip("+")}

@@ -1,15 +1,21 @@
 """Messages that wait for Redis, bounded. Pure: no socket, no clock, no log."""
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from threading import Lock
 from typing import Any
 
 from relay.events import encoded
-from relay.redis.resp import channel_of, publish_head
+from relay.redis.pending import Pending, identify
+from relay.redis.resp import channel_of, publish_head, text_of
 
 # Bytes that a message takes in memory beside its text.
 OVERHEAD = 64
+# Messages that stand_by() moves in one go: what others wait for its lock meanwhile is a fraction of a millisecond.
+MOVED_AT_ONCE = 200
+
+_DIVERTED = -1  # a limit that every message exceeds
 
 
 class Gap(bytes):
@@ -19,17 +25,36 @@ class Gap(bytes):
     messages: int
 
 
+class Event(bytes):
+    """A PUBLISH that announces something about topics."""
+
+    topics: Sequence[str]
+
+
 class Backlog:
     """Messages that wait for Redis, bounded: when it is full the oldest are dropped and counted.
 
     limit: bytes of waiting and in-flight messages together.
+    pending: what gets the messages while the backlog is diverted, which it is from the beginning then. None: it never
+        is. All of it is owned by the holder of this backlog's lock; its length and counters may be read without it.
+    now: the time in milliseconds. channels: those that will have messages, as far as known.
+
+    What is pending is newer than all that waits: nothing is added to the latter while the backlog is diverted.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(
+        self,
+        limit: int,
+        pending: Pending | None = None,
+        now: Callable[[], int] = lambda: 0,
+        channels: Iterable[str] = (),
+    ) -> None:
+        self.limit, self.pending, self._now = limit, pending, now
+        # What append() compares with: the limit, or what makes it look further.
+        self._threshold = limit if pending is None else _DIVERTED
         # Written by the pipeline, that is by the holder of the link's lock. It counts against the limit.
         self.in_flight_bytes = 0
-        self._heads: dict[str, bytes] = {}  # the beginning of PUBLISH, by channel
+        self._heads = {channel: publish_head(channel) for channel in channels}  # the beginning of PUBLISH, by channel
         # Guards all below: every change is made under it. A single number or truth may be read without it. append()
         # takes it on threads that must never wait: whoever holds it only moves and counts.
         self._lock = Lock()
@@ -40,7 +65,7 @@ class Backlog:
 
     @property
     def channels(self) -> list[str]:
-        """All channels that had a message. Any thread."""
+        """All channels that had a message, or will. Any thread."""
         return list(self._heads)
 
     def append(self, channel: str, message: Any) -> None:
@@ -52,12 +77,33 @@ class Backlog:
         with self._lock:
             self.waiting.append(command)
             self.waiting_bytes += len(command) + OVERHEAD
-            if self.waiting_bytes + self.in_flight_bytes > self.limit:
-                self._drop_oldest()
+            if self.waiting_bytes + self.in_flight_bytes > self._threshold:
+                self._exceeded(channel, message)
+
+    def announce(self, channel: str, message: bytes, topics: Sequence[str]) -> None:
+        """Queues an event, in order with the messages. Any thread."""
+        command = Event(b"%b%d\r\n%b\r\n" % (self._heads.get(channel) or self._head(channel), len(message), message))
+        command.topics = topics
+        with self._lock:
+            if self.pending is not None and self._threshold == _DIVERTED:
+                self.pending.add_event(command, topics, self._now())
+                return
+            self.waiting.append(command)
+            self.waiting_bytes += len(command) + OVERHEAD
+            self._drop_oldest()
 
     def _head(self, channel: str) -> bytes:
         head = self._heads[channel] = publish_head(channel)
         return head
+
+    def _exceeded(self, channel: str, message: bytes) -> None:
+        """The newest message exceeds the threshold."""
+        if self.pending is None or self._threshold != _DIVERTED:
+            self._drop_oldest()
+            return
+        command = self.waiting.pop()
+        self.waiting_bytes -= len(command) + OVERHEAD
+        self.pending.add(command, channel, message, self._now())
 
     def _drop_oldest(self) -> None:
         assert self._lock.locked()
@@ -114,3 +160,80 @@ class Backlog:
             self.in_flight_bytes += size
             in_flight.extend(batch)
         return batch
+
+    # Leader and standby, with `pending` only.
+
+    @property
+    def diverted(self) -> bool:
+        """Whether what is appended becomes pending. Any thread."""
+        return self._threshold == _DIVERTED
+
+    def divert(self) -> None:
+        """What is appended from now on becomes pending. Any thread."""
+        with self._lock:
+            if self.pending is not None:
+                self._threshold = _DIVERTED
+
+    def lead(self) -> None:
+        """What is pending waits for Redis from now on, and so does what is appended. Any thread.
+
+        What went because of the limit while it was pending counts as dropped now, and is announced before all else.
+        """
+        with self._lock:
+            if self.pending is not None:
+                commands, lost = self.pending.take()
+                self.waiting.extend(commands)
+                self.waiting_bytes += sum(map(len, commands)) + OVERHEAD * len(commands)
+                self.overflowed.update(lost)
+                self.unannounced.update(lost)
+            self._threshold = self.limit
+
+    def stand_by(self) -> None:
+        """Diverts, and makes pending what waits: before all that is pending, in its order. Any thread.
+
+        Nothing must be in flight any more. Losses that no consumer was told of stay counted for the next lead().
+        """
+        self.divert()
+        while self._move_newest_to_pending():
+            pass
+
+    def _move_newest_to_pending(self) -> bool:
+        """Moves a part, and returns whether there may be more. What takes time is done without the lock."""
+        with self._lock:
+            newest = list(islice(reversed(self.waiting), MOVED_AT_ONCE))
+        identities = [(channel_of(command), identify(text_of(command))) for command in newest]
+        now = self._now()
+        with self._lock:
+            # lead() may have come in between: then what was moved before waits behind what was not, as it should.
+            if self.pending is None or self._threshold != _DIVERTED or not self.waiting:
+                return False
+            for command, (channel, identity) in zip(newest, identities, strict=True):
+                if not self.waiting or self.waiting[-1] is not command:
+                    break  # another thread does the same
+                self.waiting.pop()
+                self.waiting_bytes -= len(command) + OVERHEAD
+                if isinstance(command, Gap):
+                    self.unannounced[command.channel] += command.messages
+                elif isinstance(command, Event):
+                    self.pending.put_event_before(command, command.topics, now)
+                else:
+                    self.pending.put_before(command, channel, identity, now)
+            return bool(self.waiting)
+
+    def strike(self, channel: str, message: bytes) -> None:
+        """The leader has published this message. The leadership's thread."""
+        with self._lock:
+            if self.pending is not None:
+                self.pending.strike(channel, message, self._now())
+
+    def behind(self) -> float:
+        """Seconds since the arrival of the oldest that is pending. Any thread."""
+        with self._lock:
+            since = None if self.pending is None else self.pending.since
+        return 0.0 if since is None else max(0.0, (self._now() - since) / 1000)
+
+    def prune(self, before_ms: int) -> None:
+        """Strikes out what arrived before this time. For as long as the leader is known to publish all that it gets."""
+        with self._lock:
+            if self.pending is not None:
+                self.pending.prune(before_ms)

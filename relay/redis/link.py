@@ -21,6 +21,7 @@ import redis
 
 from relay.redis.pipeline import Pipeline, Unavailable
 from relay.redis.resp import Query
+from relay.redis.role import Client
 
 # Bytes waiting above which flush() yields to the thread that sends, and the seconds that it yields at most.
 BACKPRESSURE_BYTES, BACKPRESSURE_YIELD = 1 << 20, 0.005
@@ -60,17 +61,23 @@ class Timeouts:
 DEFAULT_TIMEOUTS = Timeouts()
 
 
+class StoodBy(Exception):
+    """Another instance publishes from now on: this life was ended from inside."""
+
+
 class Link:
     """A live connection. Whoever holds its lock owns the pipeline.
 
-    open: whether messages may be sent; before that only queries are. Set once by the publisher's thread before others
-        know this object, reset under the lock.
+    open: whether messages may be sent; while it is False only queries are. Written under the lock.
     error: what ended the connection. Written under the lock.
+    client: this connection as Redis knows it, once Redis has told. Written under the lock.
     """
 
     def __init__(self, connection: redis.Connection, pipeline: Pipeline, wake: threading.Event, timeouts: Timeouts):
         self.open = False
         self.error: Exception | None = None
+        self.client: Client | None = None
+        self._is_over = False  # whether what was in flight waits again
         self._pipeline, self._backlog = pipeline, pipeline.backlog
         self._wake, self._timeouts = wake, timeouts
         sock: Any = connection._get_socket()
@@ -155,20 +162,44 @@ class Link:
         with self._lock:
             self._pipeline.announce_rejected()
 
+    def is_client(self, client: Client) -> None:
+        """Redis knows this connection as that client. The lock is held."""
+        self.client = client
+
+    def allow(self, messages: bool) -> None:
+        """Opens the connection for messages, or closes it for them."""
+        with self._lock:
+            self.open = messages and self.error is None
+
+    def end(self, error: Exception) -> None:
+        """Ends this life: nothing more is sent, what was in flight waits again when this returns. Any thread: nobody
+        waits for the network with the lock. The publisher's thread finds the error at its next turn.
+        """
+        with self._lock:
+            self._end()
+            self.error = self.error or error
+
     def close(self) -> None:
         """Ends this life: what was in flight waits again. The caller closes the connection."""
         with self._lock:
-            self.open = False
-            if not isinstance(self.error, Unavailable):
-                try:
-                    self._receive()  # replies that came before the break: the fewer messages arrive twice
-                except Exception:
-                    pass  # the connection is broken
-            self._pipeline.connection_lost(
-                broken=self.error is not None and not isinstance(self.error, TimeoutError | Unavailable)
-            )
+            self._end()
 
     # The lock is held.
+
+    def _end(self) -> None:
+        assert self._lock.locked()
+        self.open = False
+        if self._is_over:
+            return
+        self._is_over = True
+        if not isinstance(self.error, Unavailable):
+            try:
+                self._receive()  # replies that came before the break: the fewer messages arrive twice
+            except Exception:
+                pass  # the connection is broken
+        self._pipeline.connection_lost(
+            broken=self.error is not None and not isinstance(self.error, TimeoutError | Unavailable)
+        )
 
     def _send(self) -> bool:
         """Returns False if something must wait: for room in the socket, or for replies."""

@@ -80,7 +80,7 @@ class Pipeline:
 
     def __init__(self, backlog: Backlog, status: str, announcement: Callable[[str, int], bytes]) -> None:
         self.backlog = backlog
-        self._status, self._announcement = status, announcement
+        self.status, self._announcement = status, announcement
         self.in_flight: deque[bytes] = deque()  # commands sent, oldest first, queries included
         self._queries = 0  # of these that are queries
         self._tail = b""  # the beginning of a reply whose end has not come
@@ -109,7 +109,7 @@ class Pipeline:
     def undelivered(self) -> int:
         """How many messages wait or are in flight, announcements not counted."""
         commands = [*self.in_flight, *self.backlog.waiting]
-        return sum(type(command) is not Query and channel_of(command) != self._status for command in commands)
+        return sum(type(command) is not Query and channel_of(command) != self.status for command in commands)
 
     def ask(self, query: Query) -> bytes:
         """Puts a query in flight. Returns the bytes to send, behind all that was taken before."""
@@ -145,7 +145,7 @@ class Pipeline:
 
     def _gap(self, channel: str, messages: int) -> Gap:
         text = self._announcement(channel, messages)
-        gap = Gap(b"%b%d\r\n%b\r\n" % (publish_head(self._status), len(text), text))
+        gap = Gap(b"%b%d\r\n%b\r\n" % (publish_head(self.status), len(text), text))
         gap.channel, gap.messages = channel, messages
         return gap
 
@@ -207,7 +207,7 @@ class Pipeline:
             raise Unavailable(error[1:].decode(errors="replace"))
         channel = channel_of(command)
         self.rejected[channel] += 1
-        if channel != self._status:
+        if channel != self.status:
             self._unannounced[channel] += 1
         kind = channel, error[:12]
         if kind not in self._kinds:

@@ -6,34 +6,31 @@ a full socket, a Redis that hangs, the rest of a backlog) belongs to the publish
 """
 
 import logging
-import math
-import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic, time
 from typing import Any
 
-import redis
-from redis.backoff import NoBackoff
-from redis.maint_notifications import MaintNotificationsConfig
-from redis.retry import Retry
-
 from relay.events import encoded_event
 from relay.redis.backlog import Backlog
-from relay.redis.link import DEFAULT_TIMEOUTS, Link, Timeouts
-from relay.redis.pipeline import Pipeline, Unavailable
-from relay.redis.queries import Probe, StatusHash
-from relay.redis.reports import RedisLog
+from relay.redis.link import DEFAULT_TIMEOUTS, StoodBy, Timeouts
+from relay.redis.loop import ReconnectLoop, connections
+from relay.redis.pending import Pending
+from relay.redis.pipeline import Pipeline
+from relay.redis.queries import StatusHash
+from relay.redis.role import Client, Role
 
 log = logging.getLogger(__name__)
-
-# What Redis and the network do; all else is a bug. UnicodeError: a host name that is none.
-_EXPECTED = (OSError, UnicodeError, redis.RedisError, Unavailable)
 
 
 def _now() -> int:
     """Wall-clock time in milliseconds."""
     return round(time() * 1000)
+
+
+def _monotonic() -> int:
+    """Milliseconds on a clock that nobody sets."""
+    return round(monotonic() * 1000)
 
 
 def _announcement_of_lost(channel: str, messages: int) -> bytes:
@@ -44,13 +41,14 @@ class Publisher:
     """Publishes to the Redis at `host`:`port`. Start it with start(), end it with stop().
 
     buffer: bytes of messages kept during an outage; when it is full the oldest are dropped, counted and announced.
-    status: the channel of announce(), and the key of the hash that set_state() writes.
+    status: the channel of announce(). status_key: the key of the hash that set_state() writes, "" = as the channel.
+    channels: those that will have messages, as far as known; the grace period is for their subscribers.
+    pending: what keeps messages while another instance publishes. With it the publisher begins as a standby, which
+        publishes nothing until lead(); without it the publisher leads for ever.
     The other arguments are redis-py's.
 
     publish(channel, message): queues a message, bytes and str as they are, all else as JSON. Any thread, never waits;
         it is sent with the next flush(), or within 0.1 s by itself.
-    fatal: why Redis refused the very first attempt for good, else None.
-    heartbeat_due: monotonic time by which the publisher's thread runs again; inf before start().
     """
 
     def __init__(
@@ -64,53 +62,69 @@ class Publisher:
         tls: bool = False,
         buffer: int = 256 << 20,
         status: str = "stream:bybit_status",
+        status_key: str = "",
+        channels: Iterable[str] = (),
+        pending: Pending | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
-        self.address, self.status = f"{host}:{port}", status
-        self.fatal: str | None = None
-        self.heartbeat_due = math.inf
-        self._timeouts = timeouts
-        # Not redis-py's retries (they resend whole pipelines, and sleep where no stop reaches them), not its greeting
-        # (four round trips, and rights in the ACL that nothing else here needs).
-        options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "protocol": 2, "driver_info": None}
-        options |= {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
-        options |= {"socket_timeout": timeouts.reply, "socket_connect_timeout": timeouts.connect}
-        options |= {"host": host, "port": port, "db": db, "username": username, "password": password}
-        connection_class = redis.SSLConnection if tls else redis.Connection
-        self.new_connection: Callable[[], redis.Connection] = lambda: connection_class(**options)
+        self.address = f"{host}:{port}"
+        login: dict[str, Any] = {"host": host, "port": port, "db": db, "username": username, "password": password}
+        self.new_connection = connections(timeouts, tls, **login)
+        self._backlog = Backlog(buffer, pending, _monotonic, channels)
+        self.publish = self._backlog.append  # not a method that calls it: this is the one call made for every message
+        self._pipeline = Pipeline(self._backlog, status, _announcement_of_lost)
+        self._role = Role(shared=pending is not None)
+        self._status_hash = StatusHash(status_key or status, timeouts.status_expiry)
+        self._loop = ReconnectLoop(
+            self.new_connection,
+            self.address,
+            self._pipeline,
+            self._role,
+            self._status_hash,
+            timeouts,
+            self.announce,
+        )
 
-        backlog = Backlog(buffer)
-        self.publish = backlog.append  # not a method that calls it: this is the one call made for every message
-        self._pipeline = Pipeline(backlog, status, _announcement_of_lost)
-        self._link: Link | None = None  # set while messages may be sent
-        self._probe = Probe()
-        self._status_hash = StatusHash(status, timeouts.status_expiry)
-        self._log = RedisLog(self.address, self._pipeline)
+    @property
+    def fatal(self) -> str | None:
+        """Why Redis refused the very first attempt for good, else None."""
+        return self._loop.fatal
 
-        self._wake = threading.Event()
-        self._deadline: float | None = None  # monotonic time at which stop() gives up
-        self._thread = threading.Thread(target=self._run, name="Redis", daemon=True)
+    @property
+    def heartbeat_due(self) -> float:
+        """Monotonic time by which the publisher's thread runs again; inf before start()."""
+        return self._loop.heartbeat_due
+
+    @property
+    def status(self) -> str:
+        """The channel of announce()."""
+        return self._pipeline.status
+
+    @property
+    def status_key(self) -> str:
+        """The key of the hash that set_state() writes."""
+        return self._status_hash.key
+
+    @property
+    def channels(self) -> list[str]:
+        """All channels that had a message, or were named at the start. Any thread."""
+        return self._backlog.channels
 
     def start(self) -> None:
         """Starts the thread. Messages may be published before."""
-        self._thread.start()
+        self._loop.thread.start()
 
     def stop(self, deadline: float) -> int:
         """Sends what waits, until `deadline` (monotonic), and ends. Returns the number of messages that were not
-        delivered, announcements not counted.
+        delivered, announcements not counted; a standby has none.
         """
-        self._deadline = deadline
-        self._wake.set()
-        if self._thread.ident is not None:
-            self._thread.join(max(0.0, deadline - monotonic()) + self._timeouts.idle)
-        self._log.update()  # the thread has ended, or is stuck and does not log
-        self._log.end_overflow()
+        self._loop.stop(deadline)
         return self._pipeline.undelivered()
 
     @property
     def connected(self) -> bool:
         """Whether messages reach Redis now. Any thread."""
-        link = self._link
+        link = self._loop.link
         return link is not None and link.open
 
     @property
@@ -130,14 +144,14 @@ class Publisher:
 
     def announce(self, event: str, stream: str = "", topics: Sequence[str] = (), **fields: Any) -> None:
         """Publishes an event of a stream on the status channel, in order with the messages. Any thread."""
-        self.publish(self.status, encoded_event(event, _now(), stream, topics, **fields))
+        self._backlog.announce(self.status, encoded_event(event, _now(), stream, topics, **fields), topics)
         self.flush()
 
     def flush(self) -> None:
         """Sends what waits as far as the socket takes it at once. Any thread; waits 5 ms at most, and only while more
         than 1 MiB waits for a Redis that keeps replying.
         """
-        link = self._link
+        link = self._loop.link
         if link is not None:
             link.flush()
 
@@ -147,99 +161,70 @@ class Publisher:
         """
         self._status_hash.set(fields)
 
-    # The publisher's thread.
+    # Leader and standby, for a publisher with `pending`. What waits and what is pending moves under the backlog's lock,
+    # so whatever these calls meet, no message is lost, nor is its place among those of its topic.
 
     @property
-    def _is_done(self) -> bool:
-        return self._deadline is not None and (self._pipeline.is_settled or monotonic() >= self._deadline)
+    def leading(self) -> bool:
+        """Whether this instance publishes, or will as soon as it can. Any thread."""
+        return self._role.leading
 
-    def _run(self) -> None:
-        pause, is_first = self._timeouts.retry, True
-        while not self._is_done:
-            try:
-                self._session()
-            except Exception as error:
-                if is_first and (isinstance(error, redis.AuthenticationError) or str(error).startswith("NOAUTH")):
-                    self.fatal = f"authentication failed at Redis {self.address}: {error}"
-                    return
-                if self._log.connected:
-                    pause = self._timeouts.retry
-                if self._log.lost(error) and not isinstance(error, _EXPECTED):
-                    log.exception("Internal error; reconnecting to Redis")
-            is_first = False
-            self._log.update()
-            if not self._is_done:
-                self._sleep(pause if self._deadline is None else self._timeouts.retry)
-                pause = min(pause * 2, self._timeouts.retry_max)
+    @property
+    def client(self) -> Client | None:
+        """Id and address of the present connection, as Redis knows it; None while there is none. Any thread."""
+        link = self._loop.link
+        return link.client if link is not None and link.error is None else None
 
-    def _sleep(self, seconds: float) -> None:
-        """Until a reader or stop() wakes this thread, or for `seconds`."""
-        self.heartbeat_due = monotonic() + seconds
-        self._wake.wait(seconds)
-        self._wake.clear()
+    @property
+    def pending(self) -> int:
+        """How many messages and events are pending. Any thread."""
+        pending = self._backlog.pending
+        return 0 if pending is None else len(pending)
 
-    def _session(self) -> None:
-        """One life of a connection. Ends with an exception, or when all is done after stop()."""
-        self.heartbeat_due = monotonic() + self._timeouts.connect + self._timeouts.reply
-        connection = self.new_connection()
-        try:
-            connection.connect()
-            link = Link(connection, self._pipeline, self._wake, self._timeouts)
-            try:
-                self._wait_for_subscribers(link)
-                self._status_hash.write_again()
-                link.open, self._link = True, link
-                self._drain(link)
-            finally:
-                self._link = None
-                link.close()
-        finally:
-            connection.disconnect()
+    @property
+    def behind(self) -> float:
+        """Seconds since the arrival of the oldest that is pending. Any thread."""
+        return self._backlog.behind()
 
-    def _wait_for_subscribers(self, link: Link) -> None:
-        """Grace period: after a restart of Redis its subscribers are gone too, and the backlog waits for those that
-        were there. Raises Unavailable if Redis is not a master.
+    @property
+    def drained(self) -> bool:
+        """Whether all is confirmed that waited at divert(). Any thread."""
+        return self._backlog.diverted and self._pipeline.is_settled
+
+    def lead(self, client: Client) -> None:
+        """Publishes from now on, beginning with what is pending, on the connection of this client only: if it has ended
+        or ends later, all waits for the next lead(). The leadership's thread.
         """
-        deadline = monotonic() + self._timeouts.grace
-        while not self._is_done:
-            link.service(self._probe.queries(self._pipeline.backlog.channels))
-            while self._probe.subscribers is None and not self._is_done:
-                self.heartbeat_due = monotonic() + self._timeouts.idle
-                link.wait()
-                link.service()
-            self._log.update()
-            if self._probe.all_are_back or monotonic() >= deadline:
-                return
-            self._sleep(self._timeouts.retry)
+        self._role.carrier = client
+        self._backlog.lead()
+        self._role.leading = True
+        self._loop.wake.set()
 
-    def _drain(self, link: Link) -> None:
-        """Sends what flush() could not, reads the replies, and probes Redis now and then."""
-        confirmed, buffered = self.published, self.backlog
-        probe_at = monotonic() + self._timeouts.probe
-        while not self._is_done:
-            now = monotonic()
-            self.heartbeat_due = now + self._timeouts.idle
-            queries = self._status_hash.queries()
-            if self._probe.subscribers is not None:  # else a probe is under way
-                self._probe.expected = self._probe.subscribers
-            is_probe_due = now >= probe_at and self._probe.subscribers is not None
-            if is_probe_due:
-                probe_at = now + self._timeouts.probe
-                queries += self._probe.queries(self._pipeline.backlog.channels)
-            if is_probe_due or self._deadline is not None:
-                link.announce_rejected()
-            all_sent = link.service(queries)
-            if not self._log.connected and (self.published > confirmed or not self.backlog):
-                self._on_reconnected(buffered)
-            self._log.update()
-            if error := self._status_hash.take_error():
-                log.warning("Redis rejects the status hash %s: %s", self.status, error)
-            if not all_sent or (self._deadline is not None and self._pipeline.in_flight):
-                link.wait()
-            elif not self._pipeline.backlog.waiting_bytes:  # else a flush() found the lock taken
-                self._sleep(self._timeouts.idle)
+    def divert(self) -> None:
+        """What is published from now on becomes pending; what waits is still sent. Any thread, never waits."""
+        self._backlog.divert()
 
-    def _on_reconnected(self, buffered: int) -> None:
-        seconds = self._log.back(buffered)
-        if seconds is not None:
-            self.announce("redis_reconnected", outage_seconds=round(seconds, 3), buffered=buffered)
+    def stand_by(self) -> None:
+        """Ends the connection, so that nothing more is sent, and makes all pending that is not confirmed. Any thread;
+        strike() belongs after it.
+        """
+        if not self._role.shared or not self._role.leading:
+            return
+        # In this order: the publisher's thread opens no connection any more, or has stored it before it asked.
+        self._role.leading = False
+        self._backlog.divert()
+        link = self._loop.link
+        if link is not None:
+            link.end(StoodBy())
+        self._backlog.stand_by()
+        self._loop.wake.set()
+
+    def strike(self, channel: str, message: bytes) -> None:
+        """The leader has published this message: it is not pending any longer. The leadership's thread."""
+        self._backlog.strike(channel, message)
+
+    def prune(self, before_ms: int) -> None:
+        """What arrived before this time (monotonic) is not pending any longer: the leader is known to have published
+        all that it had got by then. The leadership's thread.
+        """
+        self._backlog.prune(before_ms)

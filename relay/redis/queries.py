@@ -58,7 +58,7 @@ class StatusHash:
     def __init__(self, key: str, expiry: int) -> None:
         self._error: str | None = None  # why Redis first rejected it
         self._is_error_taken = False
-        self._key, self._expiry = key, expiry
+        self.key, self._expiry = key, expiry
         self._fields: Mapping[str, str] = {}
         self._is_due = False
         self._is_first = True
@@ -81,11 +81,11 @@ class StatusHash:
         if not fields:
             return []
         queries = [
-            Query(self._on_written, "HSET", self._key, *(text for pair in fields.items() for text in pair)),
-            Query(_ignore, "EXPIRE", self._key, str(self._expiry)),
+            Query(self._on_written, "HSET", self.key, *(text for pair in fields.items() for text in pair)),
+            Query(_ignore, "EXPIRE", self.key, str(self._expiry)),
         ]
         if self._is_first:  # another run may have left fields of streams that this one does not have
-            queries.insert(0, Query(_ignore, "DEL", self._key))
+            queries.insert(0, Query(_ignore, "DEL", self.key))
             self._is_first = False
         return queries
 

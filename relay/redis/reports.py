@@ -8,6 +8,7 @@ from collections import Counter
 from time import monotonic
 
 from relay.redis.pipeline import Pipeline
+from relay.redis.role import Role
 
 log = logging.getLogger(__name__)
 
@@ -18,24 +19,31 @@ class RedisLog:
     connected: whether the present connection has proved to work.
     """
 
-    def __init__(self, address: str, pipeline: Pipeline) -> None:
+    def __init__(self, address: str, pipeline: Pipeline, role: Role) -> None:
         self.connected = False
-        self._address, self._pipeline = address, pipeline
+        self._address, self._pipeline, self._role = address, pipeline, role
         self._lost_at: float | None = None  # monotonic time of the beginning of the outage
         self._reasons: set[str] = set()  # that were logged for it
         self._overflow_since: float | None = None  # monotonic time at which the overflow was noticed
         self._overflowed_before: Counter[str] = Counter()  # by channel, before it
+        self._pending_overflowed = 0  # that were noticed
+        self._pending_is_full = False  # whether that line was logged since the last time of leading
 
     def lost(self, error: Exception) -> bool:
         """The connection broke or did not come up. One line for an outage, and one for each further reason; returns
         whether there was one.
         """
-        self.connected = False
+        was_connected, self.connected = self.connected, False
         reason = str(error) or type(error).__name__
         if self._lost_at is None:
             self._lost_at = monotonic()
             self._reasons = {reason}
-            log.error("Lost Redis at %s: %s; buffering", self._address, reason)
+            if self._role.leading:
+                log.error("Lost Redis at %s: %s; buffering", self._address, reason)
+            elif not was_connected:
+                log.error("Cannot reach Redis at %s: %s; buffering", self._address, reason)
+            else:  # a new leader cuts the connections of all others
+                log.info("Lost Redis at %s while standing by: %s", self._address, reason)
         elif reason not in self._reasons:
             self._reasons.add(reason)
             log.warning("Redis at %s is still unavailable: %s", self._address, reason)
@@ -52,6 +60,11 @@ class RedisLog:
         seconds, self._lost_at = monotonic() - self._lost_at, None
         log.warning("Redis at %s is back after %.1f s; sending %d buffered messages", self._address, seconds, buffered)
         return seconds
+
+    def stands_by(self) -> None:
+        """The connection of a standby works."""
+        self.connected, self._lost_at = True, None
+        log.info("Standing by, connected to Redis at %s", self._address)
 
     def update(self) -> None:
         """Logs what was rejected, and whether the buffer overflows, since the last call."""
@@ -71,6 +84,17 @@ class RedisLog:
             log.error("The Redis buffer is full (%d MiB); dropping the oldest messages", backlog.limit >> 20)
         if not backlog.waiting_bytes:
             self.end_overflow()
+        pending = backlog.pending
+        if pending is None:
+            return
+        if self._role.leading:
+            self._pending_is_full = False
+        elif pending.overflowed > self._pending_overflowed and not self._pending_is_full:
+            self._pending_is_full = True
+            log.warning(
+                "The buffer of this standby is full (%d MiB); dropping the oldest messages", pending.limit >> 20
+            )
+        self._pending_overflowed = pending.overflowed
 
     def end_overflow(self) -> None:
         """Logs what the overflow cost, if there is one: the buffer is empty again, or nothing more can be done."""

@@ -32,15 +32,22 @@ def publish_head(channel: str) -> bytes:
     return b"%b%d\r\n%b\r\n$" % (_PUBLISH, len(name), name)
 
 
+def _channel_at(command: bytes) -> tuple[int, int]:
+    """Where the channel of a PUBLISH command begins and ends. A channel may hold anything, line ends too."""
+    start = command.index(b"\r\n", len(_PUBLISH)) + 2
+    return start, start + int(command[len(_PUBLISH) : start])
+
+
 def channel_of(command: bytes) -> str:
     """The channel of a PUBLISH command."""
-    end = command.index(b"\r\n", len(_PUBLISH))
-    return command[end + 2 : end + 2 + int(command[len(_PUBLISH) : end])].decode()
+    start, end = _channel_at(command)
+    return command[start:end].decode()
 
 
 def text_of(command: bytes) -> bytes:
     """The message of a PUBLISH command."""
-    return command.split(b"\r\n", 6)[6][:-2]
+    _, end = _channel_at(command)
+    return command[command.index(b"\r\n", end + 2) + 2 : -2]
 
 
 def parse_reply(data: bytes, at: int) -> tuple[Any, int]:

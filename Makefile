@@ -3,6 +3,7 @@
 # make test       run linters, type checker and all tests
 # make bench      compare its speed with the alternatives; some need Node or another Python
 # make soak       run it under load for an hour; SECONDS=600 for less
+# make drill      kill, freeze and restart everything in turn, and count what was lost
 # make clean      remove .venv and caches
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -14,7 +15,7 @@ IDENTITY := import sys; print(sys.base_prefix, *sys.version_info[:3])
 OTHER = $(shell test "$$($(PYTHON) -c '$(IDENTITY)' 2>&1)" = "$$($(PY) -c '$(IDENTITY)' 2>&1)" || echo other-python)
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run demo test bench soak clean other-python
+.PHONY: help run demo test bench soak drill clean other-python
 
 help:
 	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
@@ -30,13 +31,16 @@ test: .venv/dev.stamp
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/pytest
+	.venv/bin/pytest -n 4 --dist worksteal  # most of them wait: four at a time, on two cores
 
 bench: .venv/bench.stamp
 	@$(PY) -m bench --runners all
 
 soak: .venv/dev.stamp
 	@$(PY) tests/soak.py $(if $(SECONDS),--seconds $(SECONDS))
+
+drill: .venv/dev.stamp
+	@$(PY) tests/drill.py $(if $(ONLY),--only $(ONLY))
 
 .venv/python.stamp: $(if $(NAMED),$(OTHER))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \

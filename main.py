@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
-from callbacks import publisher
+from callbacks import CHANNELS, REPLY_PREFIX, REQUEST_CHANNEL, publisher
 from callbacks.liquidations import handle_liquidations
 from callbacks.orderbook import handle_orderbook
 from callbacks.ticker import handle_ticker
@@ -32,10 +32,13 @@ from ops.systemd import sd_notify
 from relay.backoff import Backoff
 from relay.bybit.client import Client
 from relay.bybit.exchange import Exchange
+from relay.bybit.snapshots import Snapshots
 from relay.bybit.subscription import MAX_TOPIC_CHARACTERS
 from relay.dispatch import Callback
 from relay.errors import ConnectionLost, InvalidStream
 from relay.kinds import LIQUIDATIONS, ORDERBOOK, TICKER, TRADES, carries
+from relay.redis.leadership import Leadership
+from relay.redis.listener import Listener, Replies
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +46,13 @@ POLL_INTERVAL, STOP_TIMEOUT = 0.25, 5.0  # seconds
 
 Symbols = str | list[str]
 
+# Who publishes, where several collectors share a lease.
+leadership: Leadership | None = None
+if settings.LEADER_KEY:
+    leadership = Leadership(publisher, settings.LEADER_KEY, settings.INSTANCE, settings.CHANNEL_PREFIX, CHANNELS)
 # What all streams share. subscribe_* need it and take (symbol, callback) only: hence it stands here.
-exchange = Exchange(CHANNEL_TYPE, testnet=settings.USE_TESTNET, url=settings.BYBIT_WS_URL, sink=publisher)
+sink = leadership or publisher
+exchange = Exchange(CHANNEL_TYPE, testnet=settings.USE_TESTNET, url=settings.BYBIT_WS_URL, sink=sink)
 
 
 @carries(ORDERBOOK)
@@ -115,12 +123,15 @@ def run_stream(stream: StreamSpec, exchange: Exchange, backoff: Backoff) -> None
 
 
 class Collector:
-    """The threads of the streams. Main thread."""
+    """The threads of the streams, and those that answer consumers' requests for snapshots. Main thread."""
 
     def __init__(self) -> None:
         self.specs: dict[str, StreamSpec] = {}  # by the name of the stream, as are the threads
         self.threads: dict[str, threading.Thread] = {}
         self._taken = 0  # entries of STREAMS
+        self.snapshots = Snapshots(exchange, Replies(publisher.new_connection), REPLY_PREFIX, self.publishes)
+        handlers = (self.snapshots.receive, self.snapshots.tick)
+        self.listener = Listener(publisher.new_connection, REQUEST_CHANNEL, *handlers, exchange.stop)
 
     def take_new_entries(self) -> None:
         """Takes what was appended to STREAMS. Raises ValueError, one sentence, if an entry is wrong."""
@@ -145,17 +156,31 @@ class Collector:
             self.threads[name] = threading.Thread(target=run_stream, args=args, name=name, daemon=True)
             self.threads[name].start()
 
+    def publishes(self) -> bool:
+        """Whether this collector is the one that publishes. Any thread."""
+        return leadership is None or leadership.is_leader
+
+    def state(self) -> dict[str, object]:
+        """What the status hash says of the collector as a whole."""
+        single: dict[str, object] = {"instance": "", "role": "single", "term": 0, "pending": publisher.backlog}
+        return {**(leadership.state() if leadership else single), **self.snapshots.counts()}
+
     def stop(self) -> int:
         """Sockets first, then the backlog, under one deadline. Returns the exit code."""
+        relieved = leadership is not None and leadership.stop()  # another collector publishes
         deadline = monotonic() + STOP_TIMEOUT
         exchange.stop.set()
         exchange.close_all()
         for thread in self.threads.values():  # at most half of the time: a hung callback must not cost the backlog
             thread.join(max(0.0, deadline - STOP_TIMEOUT / 2 - monotonic()))
-        if publisher.connected:  # otherwise it would be the one message to wait for
+        if publisher.connected and not relieved:  # otherwise it would be the one message to wait for
             publisher.announce("stopped")
-        if left := publisher.stop(deadline):
+        if left := publisher.stop(deadline) + (0 if relieved else publisher.pending):
             log.error("%d messages could not be delivered to Redis and are lost", left)
+        if leadership:
+            leadership.close()
+        self.listener.join(deadline)  # these two have ended meanwhile, unless Redis hangs
+        self.snapshots.join(deadline)
         return 1 if left else 0
 
 
@@ -176,7 +201,11 @@ def main(arguments: Sequence[str] = ()) -> int:
     symbols = ", ".join(SYMBOLS) if len(SYMBOLS) <= 8 else f"{len(SYMBOLS)} symbols"
     log.info("%s, %s, %s: to Redis at %s", source, CHANNEL_TYPE, symbols, publisher.address)
     publisher.start()
-    monitor = Monitor(exchange.streams, collector.threads, publisher)
+    if leadership:
+        leadership.start(exchange)
+    collector.snapshots.start()
+    collector.listener.start()
+    monitor = Monitor(exchange.streams, collector.threads, publisher, collector.state, leadership)
     while not signals and not publisher.fatal:
         try:
             collector.take_new_entries()

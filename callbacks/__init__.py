@@ -2,6 +2,7 @@
 
 from conf import settings
 from relay.kinds import KINDS, Kind
+from relay.redis.pending import Pending
 from relay.redis.publisher import Publisher
 
 
@@ -11,7 +12,12 @@ def channel_of(kind: Kind) -> str:
 
 
 STATUS_CHANNEL = f"{settings.CHANNEL_PREFIX}_status"
+# Where consumers ask for snapshots, and how the channels begin on which they can have the replies.
+REQUEST_CHANNEL, REPLY_PREFIX = f"{settings.CHANNEL_PREFIX}_request", f"{settings.CHANNEL_PREFIX}_reply_"
 CHANNELS = (*map(channel_of, KINDS), STATUS_CHANNEL)
+
+# Collectors that share a LEADER_KEY keep what they do not publish, and each its own status.
+BUFFER = int(settings.REDIS_BUFFER_MB * 1024 * 1024)
 
 publisher = Publisher(
     settings.REDIS_HOST,
@@ -20,6 +26,9 @@ publisher = Publisher(
     username=settings.REDIS_USERNAME,
     password=settings.REDIS_PASSWORD,
     tls=settings.REDIS_SSL,
-    buffer=int(settings.REDIS_BUFFER_MB * 1024 * 1024),
+    buffer=BUFFER,
     status=STATUS_CHANNEL,
+    status_key=f"{STATUS_CHANNEL}:{settings.INSTANCE}" if settings.LEADER_KEY else "",
+    channels=CHANNELS if settings.LEADER_KEY else (),
+    pending=Pending(BUFFER) if settings.LEADER_KEY else None,
 )

@@ -9,6 +9,7 @@ import io
 import math
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -72,9 +73,12 @@ def _one_of(allowed: Collection[str], fold: Callable[[str], str]) -> Callable[[s
     return convert
 
 
-def _prefix(text: str) -> str:
-    _check(re.fullmatch(r"\S+", text) is not None)
-    return text
+def _matching(pattern: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        _check(re.fullmatch(pattern, text) is not None)
+        return text
+
+    return convert
 
 
 def _base_url(text: str) -> str:
@@ -150,6 +154,11 @@ def _delay_max_rule(above: Above) -> Rule[float]:
     return Rule(str(max(5.0, least)), _number(least, DAY), expected)
 
 
+def _leader_key_rule(above: Above) -> Rule[str]:
+    key = _matching(rf"(?!{re.escape(above['channel_prefix'])}_status(:|$))\S*")  # a status deletes what is there
+    return Rule("", key, "the name of a Redis key without spaces, not that of a status hash, or nothing")
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings. A field `redis_host` is the setting REDIS_HOST."""
@@ -161,7 +170,7 @@ class Settings:
     # Base URL to use instead of Bybit's, without the path; empty: Bybit's testnet or mainnet.
     bybit_ws_url: str = _setting("", _base_url, "a base URL such as wss://stream.bybit.kz, or nothing")
     # Channels are channel_prefix + _orderbook and so on: a name of relay.kinds each, and _status.
-    channel_prefix: str = _setting("stream:bybit", _prefix, "a word without spaces")
+    channel_prefix: str = _setting("stream:bybit", _matching(r"\S+"), "a word without spaces")
 
     # Seconds between the end of a connection that was up and the next attempt.
     reconnect_delay: float = _setting("2", _number(0.01, DAY), "seconds, 0.01 to 86400")
@@ -179,6 +188,9 @@ class Settings:
     # Mebibytes of messages kept while Redis is unavailable.
     redis_buffer_mb: float = _setting("256", _number(1, 1 << 20), "mebibytes, 1 or more")
 
+    # The key of the lease that collectors share: its holder publishes, the others stand by. Empty: no others.
+    leader_key: str = _dependent(_leader_key_rule)
+    instance: str = _setting("", _matching("[A-Za-z0-9._-]{0,100}"), "a name of letters, digits and . _ -, or nothing")
     log_level: str = _setting(
         "INFO", _one_of(("DEBUG", "INFO", "WARNING", "ERROR"), str.upper), "DEBUG, INFO, WARNING or ERROR"
     )
@@ -282,5 +294,7 @@ REDIS_USERNAME = _settings.redis_username
 REDIS_PASSWORD = _settings.redis_password
 REDIS_SSL = _settings.redis_ssl
 REDIS_BUFFER_MB = _settings.redis_buffer_mb
+LEADER_KEY = _settings.leader_key
+INSTANCE = _settings.instance or re.sub(r"[^\w.-]", "-", f"{socket.gethostname()}-{os.getpid()}", flags=re.ASCII)
 LOG_LEVEL = _settings.log_level
 WARNINGS = _settings.warnings

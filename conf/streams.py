@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from relay.kinds import Kind, is_symbol, kind_of
 
 KEYS = ("name", "func", "args", "stall_timeout")
+# The field of the status hash for the collector as a whole; the others have the names of streams.
+RESERVED_NAME = "*"
 
 
 class StreamSpec(NamedTuple):
@@ -60,6 +62,8 @@ def _checked(entry: Any) -> StreamSpec:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"]:
         raise ValueError(f"STREAMS: {entry!r} is not a dict with a name, a func and args")
     name, func, args = entry["name"], entry.get("func"), entry.get("args")
+    if name == RESERVED_NAME:
+        raise _problem(name, "the name stands for the collector as a whole")
     if unknown := [key for key in entry if key not in KEYS]:
         raise _problem(name, f"unknown key {unknown[0]!r}")
     if not callable(func):

@@ -1,7 +1,7 @@
 """python main.py --check: tests Redis, Bybit and every stream with these settings. Publishes nothing."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Thread
 from time import monotonic
@@ -10,6 +10,7 @@ from typing import Any
 import redis
 
 from conf.streams import StreamSpec
+from ops.rights import lease_problems
 from ops.table import format_table
 from relay.bybit.exchange import Exchange
 from relay.dispatch import raw
@@ -35,19 +36,25 @@ def run_check(
     exchange: Exchange,
     publisher: Publisher,
     channels: Sequence[str],
+    requests: tuple[str, str],
     warnings: Sequence[str] = (),
+    lease: tuple[str, str] | None = None,
 ) -> int:
     """Prints a table of what was tested. Returns the exit code: 0, or 1 if something failed.
 
     exchange: loses its sink, and is stopped in the end. publisher: not started; its Redis is asked over a connection
-    of its own. channels: all must be publishable. warnings: of the settings. The main thread calls it.
+    of its own. channels: all must be publishable. requests: the channel of consumers' requests, and how those of the
+    replies begin. warnings: of the settings. lease: its key and the name of the instance, where collectors share one.
+    The main thread calls it.
     """
     exchange.sink = rejections = _Rejections()
     tested = [(spec, spec.kind) for spec in specs]
     trials = [_Trial(spec, kind, exchange.add_stream(spec.name)) for spec, kind in tested if kind]
     try:
         rows: list[Row] = [("Settings", UNKNOWN, warning) for warning in warnings]
-        rows += _redis_rows(publisher, channels)
+        rows += _redis_rows(publisher, channels, requests)
+        if lease:
+            rows += _lease_rows(publisher, *lease, channels)
         deadline = monotonic() + FIRST_MESSAGE_TIMEOUT
         while monotonic() < deadline and not all(trial.is_done for trial in trials):
             exchange.stop.wait(POLL_INTERVAL)
@@ -65,8 +72,10 @@ def run_check(
 # Redis.
 
 
-def _redis_rows(publisher: Publisher, channels: Sequence[str]) -> Iterator[Row]:
+def _redis_rows(publisher: Publisher, channels: Sequence[str], requests: tuple[str, str]) -> Iterator[Row]:
     connection = publisher.new_connection()
+    commands: list[tuple[str, ...]] = [("PUBLISH", channel, "") for channel in channels]
+    commands += [("SUBSCRIBE", requests[0]), ("PUBLISH", f"{requests[1]}check", "")]
 
     def ask(*command: str) -> Any:
         """The reply to a command, or the error that Redis replies with."""
@@ -81,12 +90,7 @@ def _redis_rows(publisher: Publisher, channels: Sequence[str]) -> Iterator[Row]:
         role = ask("ROLE")
         info = ask("INFO", "server")
         limit = ask("CONFIG", "GET", "client-output-buffer-limit")
-        transaction = ask("MULTI")
-        denied = []
-        if not isinstance(transaction, redis.ResponseError):
-            # A command without permission is rejected when it is queued; the others are discarded unpublished.
-            denied = [channel for channel in channels if isinstance(ask("PUBLISH", channel, ""), redis.ResponseError)]
-            ask("DISCARD")
+        denied = _denied(ask, commands)
     except (OSError, UnicodeError, redis.RedisError) as error:  # UnicodeError: the host is no name of a host
         yield "Redis", FAILED, f"{publisher.address}: {error}"
         return
@@ -99,16 +103,47 @@ def _redis_rows(publisher: Publisher, channels: Sequence[str]) -> Iterator[Row]:
         yield "  role", OK, "master"
     else:
         yield "  role", FAILED, f"{role[0].decode()}: publish to its master"
-    if isinstance(transaction, redis.ResponseError):
-        yield "  permission to publish", UNKNOWN, f"cannot be tested: {transaction}"
-    elif denied:
-        yield "  permission to publish", FAILED, f"denied for {', '.join(denied)}"
-    else:
-        yield "  permission to publish", OK, f"all {len(channels)} channels"
+    yield from _permission_rows(denied, channels, requests)
     if isinstance(limit, redis.ResponseError):
         yield "  slow subscribers", UNKNOWN, str(limit)
     else:
         yield "  slow subscribers", OK, describe_limit(limit[1].decode())
+
+
+def _denied(ask: Callable[..., Any], commands: Iterable[tuple[str, ...]]) -> set[str] | redis.ResponseError:
+    """Which of these commands are denied, as text, or why that cannot be told. None is executed."""
+    transaction = ask("MULTI")
+    if isinstance(transaction, redis.ResponseError):
+        return transaction
+    # A command without permission is rejected when it is queued; the others are discarded.
+    denied = {" ".join(command[:2]) for command in commands if isinstance(ask(*command), redis.ResponseError)}
+    ask("DISCARD")
+    return denied
+
+
+def _permission_rows(
+    denied: set[str] | redis.ResponseError, channels: Sequence[str], requests: tuple[str, str]
+) -> Iterator[Row]:
+    if isinstance(denied, redis.ResponseError):
+        yield "  permission to publish", UNKNOWN, f"cannot be tested: {denied}"
+        return
+    if missing := [channel for channel in channels if f"PUBLISH {channel}" in denied]:
+        yield "  permission to publish", FAILED, f"denied for {', '.join(missing)}"
+    else:
+        yield "  permission to publish", OK, f"all {len(channels)} channels"
+    needed = (f"SUBSCRIBE {requests[0]}", f"PUBLISH {requests[1]}check")
+    if missing := [command for command in needed if command in denied]:
+        yield "  snapshots on request", FAILED, f"denied: {' and '.join(missing)}"
+    else:
+        yield "  snapshots on request", OK, f"on {requests[0]}"
+
+
+def _lease_rows(publisher: Publisher, key: str, name: str, channels: Sequence[str]) -> Iterator[Row]:
+    try:
+        problems = list(lease_problems(publisher, key, name, channels))
+    except (OSError, UnicodeError, redis.RedisError):
+        return  # the row of Redis says why it cannot be reached
+    yield "  leader and standby", FAILED if problems else OK, "; ".join(problems) or f"all that {key} needs is allowed"
 
 
 def _version(info: Any) -> str:

@@ -5,10 +5,11 @@ import logging
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 
-from callbacks import CHANNELS
+from callbacks import CHANNELS, REPLY_PREFIX, REQUEST_CHANNEL
 from conf import settings
 from conf.streams import StreamSpec
 from ops.check import run_check
+from ops.instances import run_instances
 from ops.status import run_status
 from relay.bybit.exchange import Exchange
 from relay.redis.publisher import Publisher
@@ -50,9 +51,12 @@ def run_command(command: str, specs: Mapping[str, StreamSpec], exchange: Exchang
     """Runs "check" or "status" and returns its exit code. The publisher and the streams must not have been started."""
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_DFL)  # there is nothing to finish: a signal ends it at once, without a traceback
+    key = settings.LEADER_KEY
     if command == "status":
-        return run_status(publisher)
-    return run_check(list(specs.values()), exchange, publisher, CHANNELS, settings.WARNINGS)
+        return run_instances(publisher, key) if key else run_status(publisher)
+    requests = (REQUEST_CHANNEL, REPLY_PREFIX)
+    lease = (key, settings.INSTANCE) if key else None
+    return run_check(list(specs.values()), exchange, publisher, CHANNELS, requests, settings.WARNINGS, lease)
 
 
 def configure_logging(level: str, warnings: Iterable[str] = ()) -> None:

@@ -5,11 +5,12 @@ All of it runs on the main thread and only reads: the counters of the streams an
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Thread
 from time import monotonic, time
 from typing import Protocol
 
+from conf.streams import RESERVED_NAME
 from ops.systemd import sd_notify
 from relay.stats import StreamStats, percentile
 
@@ -37,6 +38,12 @@ class MonitoredPublisher(Protocol):
     def set_state(self, fields: Mapping[str, str]) -> None: ...
 
 
+class MonitoredLeadership(Protocol):
+    """What the monitor needs of a leadership."""
+
+    heartbeat_due: float
+
+
 class Rates:
     """Messages per second of each stream, measured from one call of update() to the next."""
 
@@ -62,13 +69,20 @@ class Rates:
 class Monitor:
     """Watches `streams` and `threads`, both by stream name, and `publisher`, whenever tick() is called.
 
+    collector: what the status hash says of the collector as a whole. leadership: where collectors share a lease.
     The main thread makes it and calls tick(), and is the only one that adds to the two mappings.
     """
 
     def __init__(
-        self, streams: Mapping[str, StreamStats], threads: Mapping[str, Thread], publisher: MonitoredPublisher
+        self,
+        streams: Mapping[str, StreamStats],
+        threads: Mapping[str, Thread],
+        publisher: MonitoredPublisher,
+        collector: Callable[[], Mapping[str, object]],
+        leadership: MonitoredLeadership | None = None,
     ) -> None:
         self._streams, self._threads, self._publisher = streams, threads, publisher
+        self._collector, self._leadership = collector, leadership
         now = monotonic()
         self._started = self._logged_at = self._notified_at = self._pushed_at = now
         self._log_rates, self._state_rates = Rates(now), Rates(now)
@@ -103,12 +117,16 @@ class Monitor:
         up, known = states.count(True), len(states) - states.count(None)
         messages = sum(stats.messages for stats in self._streams.values())
         backlog = self._publisher.backlog
-        return f"{up} of {known} streams up, {messages:,} messages, {backlog:,} buffered for Redis"
+        role = role_words(self._collector())
+        return f"{role}{up} of {known} streams up, {messages:,} messages, {backlog:,} buffered for Redis"
 
     def _heartbeats(self) -> dict[str, float]:
         """heartbeat_due of each thread, by what the log calls it."""
         due = {f"Stream {name}": stats.heartbeat_due for name, stats in self._streams.items()}
-        return due | {"The publisher (thread Redis)": self._publisher.heartbeat_due}
+        due["The publisher (thread Redis)"] = self._publisher.heartbeat_due
+        if self._leadership:
+            due["The leadership (thread Leader)"] = self._leadership.heartbeat_due
+        return due
 
     def _log_stuck_threads(self, now: float) -> None:
         """Logs a thread once when it becomes stuck, and once when it is back."""
@@ -133,17 +151,26 @@ class Monitor:
     def _push_state(self, now: float) -> None:
         """Gives the publisher the fields of the status hash: regularly, and at once when more than counters changed."""
         notable = {name: _notable(stats, now) for name, stats in self._streams.items()}
+        collector = self._collector()
+        notable[RESERVED_NAME] = tuple(collector.get(name) for name in ("role", "term", "ready"))
         if notable == self._pushed and now - self._pushed_at < STATE_INTERVAL:
             return
         self._pushed, self._pushed_at = notable, now
         self._state_rates.update(self._streams, now)
         timestamp = round(time() * 1000)
-        self._publisher.set_state(
-            {
-                name: json.dumps(state_fields(stats, self._state_rates.of(name), now, timestamp))
-                for name, stats in self._streams.items()
-            }
-        )
+        fields = {
+            name: state_fields(stats, self._state_rates.of(name), now, timestamp)
+            for name, stats in self._streams.items()
+        }
+        fields[RESERVED_NAME] = {**collector, "ts": timestamp}
+        self._publisher.set_state({name: json.dumps(values) for name, values in fields.items()})
+
+
+def role_words(collector: Mapping[str, object]) -> str:
+    """What the summary begins with where collectors share a lease: deploy/rolling-restart.sh reads it."""
+    if "ready" not in collector:
+        return ""
+    return f"{collector['role']}, {'ready' if collector['ready'] else 'not ready'}: "
 
 
 def _is_stuck(heartbeat_due: float, now: float) -> bool:

@@ -7,11 +7,14 @@ from typing import Any
 
 import redis
 
+from conf.streams import RESERVED_NAME
 from ops.table import format_table
 from relay.redis.publisher import Publisher
 
 # Seconds after which a state is called old. The collector writes one every 5 s, with a delay of up to 1 s.
 OLD_AFTER = 10.0
+
+State = dict[str, dict[str, Any]]  # the status hash
 
 HEADS = (
     "stream",
@@ -32,7 +35,6 @@ HEADS = (
 def run_status(publisher: Publisher) -> int:
     """Prints a table of the streams. Returns the exit code: 0 if none is down, 1 if one is or there is no state.
 
-    A stream whose state is unknown, a function of the user's own, is not down.
     publisher: need not be started; a connection is opened only to read.
     """
     try:
@@ -41,19 +43,35 @@ def run_status(publisher: Publisher) -> int:
         print(f"Cannot read the state from Redis at {publisher.address}: {error}")
         return 1
     try:
-        state = _parse_state(found)
+        state = parse_state(found)
     except ValueError as error:
         print(f"{publisher.status} in Redis at {publisher.address} is not the state of a collector: {error}")
         return 1
+    state.pop(RESERVED_NAME, None)
     if not state:
         print(f"No collector is running: there is no {publisher.status} in Redis at {publisher.address}")
         return 1
-    since = max(0.0, time() - max(fields["ts"] for fields in state.values()) / 1000)
-    rows = [HEADS, *(status_row(name, fields, since) for name, fields in sorted(state.items()))]
-    print(*format_table(rows, numbers_from=2), sep="\n")
+    since = age_of(state)
+    lines, is_well = stream_lines(state, since)
+    print(*lines, sep="\n")
     if since > OLD_AFTER:
         print(f"This was the state {since:.0f} s ago: the collector was stopped or hangs, or the clocks differ")
-    return int(since > OLD_AFTER or any(_word(fields) == "DOWN" for fields in state.values()))
+    return int(since > OLD_AFTER or not is_well)
+
+
+def age_of(state: State) -> float:
+    """Seconds since a state was taken, which has a stream."""
+    latest: int = max(fields["ts"] for fields in state.values())
+    return max(0.0, time() - latest / 1000)
+
+
+def stream_lines(state: State, since: float) -> tuple[list[str], bool]:
+    """The lines of a table of the streams, and whether none of them is down. since: seconds since the state was taken.
+
+    A stream whose state is unknown, a function of the user's own, is not down.
+    """
+    rows = [HEADS, *(status_row(name, fields, since) for name, fields in sorted(state.items()))]
+    return list(format_table(rows, numbers_from=2)), all(_word(fields) != "DOWN" for fields in state.values())
 
 
 def _read_hash(publisher: Publisher) -> list[bytes]:
@@ -67,11 +85,14 @@ def _read_hash(publisher: Publisher) -> list[bytes]:
         connection.disconnect()
 
 
-def _parse_state(found: Sequence[bytes]) -> dict[str, dict[str, Any]]:
-    """The fields of each stream by its name. Raises ValueError for a hash of something else."""
+def parse_state(found: Sequence[bytes]) -> State:
+    """The fields of each stream by its name, and those of the collector as a whole. Raises ValueError for a hash of
+    something else.
+    """
     state = {name.decode(): json.loads(text) for name, text in zip(found[::2], found[1::2], strict=True)}
     for name, fields in state.items():
-        if not isinstance(fields, dict) or "up" not in fields or type(fields.get("ts")) is not int:
+        is_stream = name != RESERVED_NAME
+        if not isinstance(fields, dict) or ("up" not in fields and is_stream) or type(fields.get("ts")) is not int:
             raise ValueError(f"unknown field {name}")
     return state
 

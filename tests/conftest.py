@@ -10,6 +10,7 @@ from pathlib import Path
 
 # Before anything of the program is imported: no developer's settings, from the environment or .env, leak into a test.
 SETTINGS = ("REDIS_", "BYBIT_", "USE_TESTNET", "SYMBOLS", "ORDERBOOK_", "CHANNEL_", "RECONNECT_", "STALL_", "LOG_LEVEL")
+SETTINGS += ("LEADER_KEY", "INSTANCE")
 for name in [name for name in os.environ if name.startswith(SETTINGS)]:
     del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"

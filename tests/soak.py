@@ -113,7 +113,7 @@ def all_streams_are_up(redis):
 
     def states():
         with redis.client() as client:
-            found = [json.loads(state) for state in client.hgetall("stream:bybit_status").values()]
+            found = [json.loads(s) for name, s in client.hgetall("stream:bybit_status").items() if name != b"*"]
         return len(found) == 4 and all(state["up"] for state in found)
 
     try:

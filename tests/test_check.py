@@ -9,6 +9,7 @@ from conftest import Subscriber
 from conf.streams import StreamSpec
 from ops import check as module
 from ops.check import Outcome, bybit_rows, describe_limit, run_check
+from ops.rights import lease_problems
 from ops.table import WIDTH
 from relay.bybit.exchange import Exchange
 from relay.kinds import ORDERBOOK, TICKER, TRADES, carries
@@ -136,7 +137,7 @@ def check(redis_server, capsys, monkeypatch):
             func = functools.partial(getattr(streams, behaviour))
             specs.append(StreamSpec(name, carries(kind)(func), (["BTCUSDT", "ETHUSDT"], print), {}))
         publisher = Publisher("127.0.0.1", redis_server.port)
-        code = run_check(specs, streams.exchange, publisher, ["test:a", "test:b"])
+        code = run_check(specs, streams.exchange, publisher, ["test:a", "test:b"], ("test:request", "test:reply_"))
         assert streams.exchange.stop.is_set()
         assert publisher.backlog == 0
         return code, table(capsys.readouterr().out)
@@ -149,6 +150,7 @@ def test_streams_that_flow_are_well(check):
     assert code == 0
     assert found["A"] == "ok 2 topics subscribed, first message after 0.0 s"
     assert found["permission to publish"] == "ok all 2 channels"
+    assert found["snapshots on request"] == "ok on test:request"
 
 
 def test_a_silent_stream_fails_if_its_kind_starts_with_a_snapshot(check):
@@ -178,7 +180,7 @@ def test_a_function_of_the_users_own_is_not_called(check):
 
 
 def test_a_name_that_no_host_can_have_is_named(capsys):
-    code = run_check([], Exchange("linear", testnet=True, sink=None), Publisher("redis..local", 6379), [])
+    code = run_check([], Exchange("linear", testnet=True, sink=None), Publisher("redis..local", 6379), [], ("a", "b"))
     assert code == 1
     assert table(capsys.readouterr().out)["Redis"].startswith("FAILED redis..local:6379: ")
 
@@ -196,6 +198,7 @@ def test_all_is_well(program, own_redis):
         assert found.pop("slow subscribers").startswith("ok disconnected ")
         assert found.pop("role") == "ok master"
         assert found.pop("permission to publish") == "ok all 5 channels"
+        assert found.pop("snapshots on request") == "ok on stream:bybit_request"
         assert found.pop("Bybit") == f"ok {bybit.url}"
         assert list(found) == ["OrderBook", "Trades", "Ticker", "Liquidations"]
         assert all(text.startswith("ok 1 topic subscribed") for text in found.values())
@@ -233,10 +236,43 @@ def test_what_is_broken_is_named(program, own_redis):
     assert found["role"] == "FAILED slave: publish to its master"
     denied = "stream:bybit_orderbook, stream:bybit_liquidations, stream:bybit_status"
     assert found["permission to publish"] == f"FAILED denied for {denied}"
+    denied = "SUBSCRIBE stream:bybit_request and PUBLISH stream:bybit_reply_check"
+    assert found["snapshots on request"] == f"FAILED denied: {denied}"
     for name, topic in (("OrderBook", "orderbook.50.NOPE"), ("Trades", "publicTrade.NOPE"), ("Ticker", "tickers.NOPE")):
         assert found[name].startswith("FAILED 1 of 2 topics rejected: ")
         assert topic in found[name]
     assert checked.log == ""
+
+
+LEASE = {"LEADER_KEY": "stream:bybit_leader", "INSTANCE": "c"}
+
+
+def test_what_the_lease_needs_is_tried_and_leaves_nothing_behind(program, own_redis):
+    """Also while somebody leads, who does not notice."""
+    admin = own_redis.client()
+    admin.set("stream:bybit_leader", "a/1", px=60_000)
+    with Bybit(rate=500) as bybit:
+        checked = program(own_redis, bybit, arguments=["--check"], **LEASE)
+        assert checked.wait()[0] == 0, checked.output
+        assert table(checked.output)["leader and standby"] == "ok all that stream:bybit_leader needs is allowed"
+    assert admin.get("stream:bybit_leader") == b"a/1"
+    assert admin.keys() == [b"stream:bybit_leader"]
+
+
+# As the manual has them: for a leader or standby, beside those of a single collector.
+SINGLE = "+publish +role +pubsub +info +multi +discard +hset +del +expire +hgetall +ping &stream:bybit_*"
+SHARED = "+set +get +pttl +pexpire +evalsha +script|load +hdel +client|info +client|kill +subscribe ~stream:bybit_*"
+
+
+@pytest.mark.parametrize("missing", [None, *SHARED.split()])
+def test_each_missing_right_of_the_lease_is_named(own_redis, missing):
+    rights = [right for right in f"{SINGLE} {SHARED}".split() if right != missing]
+    own_redis.client().execute_command("ACL", "SETUSER", "some", "on", ">p", "resetkeys", *rights)
+    publisher = Publisher("127.0.0.1", own_redis.port, username="some", password="p")
+    problems = list(lease_problems(publisher, "stream:bybit_leader", "a", ["stream:bybit_trades"]))
+    assert bool(problems) is (missing is not None), problems
+    if missing and missing.startswith("+"):
+        assert any(missing[1:].split("|")[0] in problem.lower() for problem in problems)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:1", "nowhere.invalid"])

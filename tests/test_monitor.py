@@ -28,7 +28,13 @@ class Watched:
         self.threads = {name: threading.current_thread() for name in names}
         self.states = []
         self.publisher = SimpleNamespace(heartbeat_due=math.inf, backlog=7, set_state=self.states.append)
-        self.monitor = Monitor(self.streams, self.threads, self.publisher)
+        self.leadership = SimpleNamespace(heartbeat_due=math.inf)
+        self.about = {"requests": 3}
+        self.monitor = Monitor(self.streams, self.threads, self.publisher, lambda: self.about, self.leadership)
+
+    def ups(self):
+        """`up` of each stream in the last state."""
+        return {name: json.loads(text)["up"] for name, text in self.states[-1].items() if name != "*"}
 
     def tick(self, after):
         """Ticks `after` seconds after the start; returns whether a state was pushed."""
@@ -137,8 +143,7 @@ def test_the_state_is_pushed_at_the_first_tick_and_then_every_five_seconds(watch
     run = watched("Trades", "Ticker")
     pushed = [run.tick(number / 4) for number in range(44)]
     assert [number / 4 for number, push in enumerate(pushed) if push] == [0, 5, 10]
-    assert [json.loads(text)["up"] for text in run.states[-1].values()] == [True, True]
-    assert list(run.states[-1]) == ["Trades", "Ticker"]
+    assert run.ups() == {"Trades": True, "Ticker": True}
 
 
 @pytest.mark.parametrize(("name", "value"), [*SPECIAL.items(), ("last_message", NOW)])
@@ -154,7 +159,15 @@ def test_the_state_is_pushed_at_the_next_tick_when_a_stream_is_added(watched):
     run.tick(0)
     run.streams["Ticker"] = StreamStats()
     assert run.tick(0.25)
-    assert list(run.states[-1]) == ["Trades", "Ticker"]
+    assert run.ups().keys() == {"Trades", "Ticker"}
+
+
+def test_the_state_has_a_field_for_the_collector_as_a_whole(watched, monkeypatch):
+    monkeypatch.setattr(module, "time", lambda: 1.5)
+    run = watched("Trades")
+    run.tick(0)
+    assert list(run.states[-1]) == ["Trades", "*"]
+    assert json.loads(run.states[-1]["*"]) == {"requests": 3, "ts": 1500}
 
 
 def test_messages_alone_wait_for_the_next_regular_state(watched):
@@ -261,7 +274,7 @@ def test_a_stuck_stream_is_not_up_and_is_logged_once_as_is_its_end(watched, syst
     assert not caplog.messages
     run.tick(5)
     run.tick(5.25)
-    assert [json.loads(text)["up"] for text in run.states[-1].values()] == [True, False]
+    assert run.ups() == {"Trades": True, "Ticker": False}
     assert "STATUS=1 of 2 streams up, 0 messages, 7 buffered for Redis" in systemd()[-1]
     expected = "Stream Ticker is stuck: its thread is overdue by 60 s; does a call not return?"
     assert [(record.levelname, record.message) for record in caplog.records] == [("ERROR", expected)]
@@ -284,6 +297,29 @@ def test_a_stuck_publisher_is_logged(watched, caplog):
         "The publisher (thread Redis) is stuck: its thread is overdue by 60 s; does a call not return?",
         "The publisher (thread Redis) is no longer stuck",
     ]
+
+
+def test_a_stuck_leadership_is_logged(watched, caplog):
+    run = watched("Trades")
+    run.leadership.heartbeat_due = NOW - 60
+    run.tick(0)
+    assert caplog.messages == [
+        "The leadership (thread Leader) is stuck: its thread is overdue by 60 s; does a call not return?"
+    ]
+    assert not run.monitor.is_alive(NOW)
+
+
+def test_the_role_is_in_the_summary_and_a_change_of_it_is_pushed_at_once(watched, systemd):
+    run = watched("Trades")
+    run.about = {"role": "standby", "term": 0, "ready": False}
+    run.tick(0)
+    [[_, status]] = systemd()
+    assert status == "STATUS=standby, not ready: 1 of 1 streams up, 0 messages, 7 buffered for Redis"
+    for change in ({"ready": True}, {"role": "leader"}, {"term": 1}):
+        run.about = run.about | change
+        assert [run.tick(0.25), run.tick(0.5)] == [True, False]
+    run.tick(5)
+    assert "STATUS=leader, ready: 1 of 1 streams up, 0 messages, 7 buffered for Redis" in systemd()[-1]
 
 
 def test_systemd_gets_the_status_and_the_heartbeat_every_five_seconds(watched, systemd):

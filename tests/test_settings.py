@@ -35,6 +35,8 @@ DEFAULTS = Settings(
     redis_password=None,
     redis_ssl=False,
     redis_buffer_mb=256,
+    leader_key="",
+    instance="",
     log_level="INFO",
 )
 
@@ -68,7 +70,8 @@ def test_settings_are_frozen():
 def test_every_setting_is_a_constant_of_the_module():
     """`from conf.settings import REDIS_HOST` is how the program takes them; SYMBOLS is a list there."""
     constants = {name: getattr(settings, name) for name in NAMES}
-    assert constants == {name: getattr(DEFAULTS, name.lower()) for name in NAMES} | {"SYMBOLS": ["BTCUSDT"]}
+    special = {"SYMBOLS": ["BTCUSDT"], "INSTANCE": settings.INSTANCE}
+    assert constants == {name: getattr(DEFAULTS, name.lower()) for name in NAMES} | special
     assert settings.WARNINGS == ()
 
 
@@ -93,12 +96,20 @@ def test_every_setting_is_a_constant_of_the_module():
         ("REDIS_DB", "3", 3),
         ("REDIS_USERNAME", "collector", "collector"),
         ("REDIS_BUFFER_MB", "1.5", 1.5),
+        ("LEADER_KEY", "stream:bybit_leader", "stream:bybit_leader"),
+        ("INSTANCE", "host-1.a_B", "host-1.a_B"),
         ("LOG_LEVEL", "debug", "DEBUG"),
     ],
 )
 def test_a_good_value_is_taken_and_nothing_else_changes(name, text, value):
     assert changed(load({name: text})) == {name.lower(): value}
     assert load({}, f"{name}={text}\n") == load({name: text})
+
+
+def test_an_instance_without_a_name_is_called_after_its_host_and_process():
+    """Which the status, a Redis key and a shell can take as it is."""
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", settings.INSTANCE)
+    assert settings.INSTANCE.endswith(f"-{os.getpid()}")
 
 
 def test_an_empty_password_is_none():
@@ -147,6 +158,12 @@ PORT = "a port from 1 to 65535"
         ("REDIS_DB", "the number of a database, 0 or more", ["-1", "a"]),
         ("REDIS_SSL", BOOLEAN, ["rediss"]),
         ("REDIS_BUFFER_MB", "mebibytes, 1 or more", ["0", "256MB"]),
+        (
+            "LEADER_KEY",
+            "the name of a Redis key without spaces, not that of a status hash, or nothing",
+            ["stream leader", "stream:bybit_status", "stream:bybit_status:a"],
+        ),
+        ("INSTANCE", "a name of letters, digits and . _ -, or nothing", ["a b", "a:b", "é", "a" * 101]),
         ("LOG_LEVEL", "DEBUG, INFO, WARNING or ERROR", ["verbose"]),
     ],
 )

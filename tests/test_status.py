@@ -89,6 +89,12 @@ def test_all_streams_up_are_code_0_and_sorted_by_name(status):
     assert [line.split()[0] for line in lines] == ["stream", "OrderBook", "Trades"]
 
 
+def test_the_collector_as_a_whole_is_no_stream(status):
+    code, lines = status(**{"Trades": FIELDS | {"ts": now()}, "*": {"role": "single", "ts": now()}})
+    assert code == 0
+    assert [line.split()[0] for line in lines] == ["stream", "Trades"]
+
+
 def test_a_stream_that_is_down_makes_code_1(status):
     code, lines = status(Trades=FIELDS | {"ts": now(), "up": False, "topics": 0}, Ticker=FIELDS | {"ts": now()})
     assert code == 1
@@ -142,8 +148,11 @@ def test_a_name_that_no_host_can_have_is_named(capsys):
 # The real program.
 
 
-def state_of(redis):
-    return {name: json.loads(text) for name, text in redis.client(decode_responses=True).hgetall(STATUS).items()}
+def state_of(redis, *, whole=False):
+    """The fields of the streams; with `whole` those of the collector as a whole."""
+    state = {name: json.loads(text) for name, text in redis.client(decode_responses=True).hgetall(STATUS).items()}
+    about = state.pop("*", {})
+    return about if whole else state
 
 
 def test_the_running_collector(program, own_redis):
@@ -153,6 +162,10 @@ def test_the_running_collector(program, own_redis):
         eventually(lambda: len(state := state_of(own_redis)) == 4 and all(one["messages"] for one in state.values()))
         state = state_of(own_redis)
         assert list(state["OrderBook"]) == list(FIELDS)
+        about = state_of(own_redis, whole=True)
+        assert abs(about.pop("ts") - now()) < 10_000
+        assert about.pop("pending") >= 0
+        assert about == {"instance": "", "role": "single", "term": 0, "requests": 0, "requests_rejected": 0}
         assert all((one["topics"], one["rejected"], one["connections"]) == (1, 1, 1) for one in state.values())
         status = program(own_redis, arguments=["--status"])
         assert status.wait()[0] == 0, status.output

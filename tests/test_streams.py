@@ -191,6 +191,11 @@ def test_a_wrong_entry_is_refused_in_a_sentence_that_names_it(wrong, sentence):
     assert str(problem.value) == f"STREAMS: Books: {sentence}"
 
 
+def test_the_name_that_the_status_hash_needs_is_refused():
+    with pytest.raises(ValueError, match=r"^STREAMS: \*: the name stands for the collector as a whole$"):
+        plan(name="*")
+
+
 @pytest.mark.parametrize("category", ["spot", "option"])
 def test_a_kind_that_the_category_does_not_have_is_refused(category):
     with pytest.raises(ValueError, match=f"^STREAMS: Books: Bybit has no such topic for CHANNEL_TYPE={category}$"):

@@ -1,0 +1,31 @@
+"""What orderbook.py and ticker.py share: their command line, and a line for each topic every second."""
+
+import argparse
+import os
+import time
+from contextlib import suppress
+
+import redis
+from synced import follow
+
+
+def show(description, kind, topic, line):
+    """Runs until Ctrl+C. kind: what all topics begin with. topic: the default. line: makes a text of a state."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("topics", metavar="TOPIC", nargs="*", default=[topic])
+    topics = parser.parse_args().topics
+    if wrong := [name for name in topics if not name.startswith(kind)]:
+        parser.error(f"{wrong[0]}: a topic of this program begins with {kind}")
+    env = os.environ.get
+    address = env("REDIS_HOST", "localhost"), env("REDIS_PORT", 6379), 0, env("REDIS_PASSWORD")
+    client = redis.Redis(*address, retry=None, socket_keepalive=True)  # as in the README
+    next_report = time.monotonic() + 1
+    with suppress(KeyboardInterrupt):
+        for _, states in follow(client, env("CHANNEL_PREFIX", "stream:bybit"), topics):
+            if time.monotonic() >= next_report:
+                next_report = time.monotonic() + 1
+                for name, state in sorted(states.items()):
+                    if state.synced:
+                        print(f"{name} {line(state)}, {time.time() - state.ts / 1000:.1f} s old", flush=True)
+                    else:
+                        print(f"{name} out of sync: {state.reason}", flush=True)

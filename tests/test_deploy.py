@@ -310,8 +310,10 @@ def test_a_python_that_is_too_old_is_one_sentence_and_leaves_no_virtual_environm
 
 
 def test_the_install_script_is_clean():
-    run("sh", "-n", DEPLOY / "install.sh")
-    run(tool("shellcheck"), DEPLOY / "install.sh")
+    scripts = [DEPLOY / "install.sh", DEPLOY / "rolling-restart.sh"]
+    for script in scripts:
+        run("sh", "-n", script)
+    run(tool("shellcheck"), *scripts)
 
 
 def unit_lines(unit):
@@ -320,6 +322,7 @@ def unit_lines(unit):
 
 def test_the_template_differs_in_nothing_but_the_settings_file():
     single, template = map(unit_lines, UNITS)
+    template.remove("Environment=INSTANCE=%i")  # a name for those that share a LEADER_KEY
     assert len(single) == len(template)
     differing = [(one, other) for one, other in zip(single, template, strict=True) if one != other]
     names = [one.split("=")[0] for one, _ in differing]
@@ -360,6 +363,77 @@ def test_the_units_are_closed(tmp_path, unit):
     )
     assert result.returncode == 0, result.stdout
     assert "Overall exposure level" in result.stdout
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    """deploy/rolling-restart.sh with a systemctl of the test's: run(*names) -> exit code, output; states; notes."""
+    states = tmp_path / "states"
+    states.mkdir()
+    notes = tmp_path / "notes"
+    notes.touch()
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(
+        f"""#!/bin/sh
+case $1 in
+show) cat {states}/${{5#bybit-collector@}} ;;
+restart) echo "$2" >>{notes}; cp {states}/after {states}/${{2#bybit-collector@}} ;;
+esac
+""",
+        encoding="utf-8",
+    )
+    systemctl.chmod(0o755)
+    script = DEPLOY / "rolling-restart.sh"
+
+    class Fleet:
+        def has(self, **texts):
+            for name, text in texts.items():
+                path = states / (name if name == "after" else f"{name}.service")
+                path.write_text(text + "\n", encoding="utf-8")
+
+        def run(self, *names):
+            result = run(
+                script, *names, check=False, env={"SYSTEMCTL": str(systemctl), "TIMEOUT": "2", "PAUSE": "0.05"}
+            )
+            return result.returncode, result.stdout
+
+        def restarted(self):
+            return notes.read_text(encoding="utf-8").split()
+
+    return Fleet()
+
+
+READY = "standby, ready: 4 of 4 streams up, 0 messages, 0 buffered for Redis"
+
+
+def test_a_rolling_restart_goes_from_one_to_the_next(fleet):
+    fleet.has(a=READY.replace("standby", "leader"), b=READY, after=READY)
+    code, output = fleet.run("a", "b")
+    assert code == 0, output
+    assert fleet.restarted() == ["bybit-collector@a.service", "bybit-collector@b.service"]
+    assert f"bybit-collector@b: {READY}" in output
+
+
+@pytest.mark.parametrize("text", ["standby, not ready: 3 of 4 streams up", "4 of 4 streams up, 0 messages", ""])
+def test_a_rolling_restart_touches_nothing_while_another_could_not_take_over(fleet, text):
+    fleet.has(a=READY, b=text, after=READY)
+    code, output = fleet.run("a", "b")
+    assert code == 1
+    assert f"bybit-collector@b is not ready after 2 s: {text}" in output
+    assert fleet.restarted() == []
+
+
+def test_a_rolling_restart_stops_at_one_that_does_not_come_back(fleet):
+    fleet.has(a=READY, b=READY, after="standby, not ready: 0 of 4 streams up")
+    code, output = fleet.run("a", "b")
+    assert code == 1
+    assert "bybit-collector@a is not ready" in output
+    assert fleet.restarted() == ["bybit-collector@a.service"]
+
+
+def test_a_rolling_restart_of_one_is_refused(fleet):
+    code, output = fleet.run("a")
+    assert (code, output.startswith("Usage: ")) == (1, True)
 
 
 class Supervisor:
@@ -548,6 +622,36 @@ def test_compose_understands_the_composition(tmp_path):
         == (found["environment"])
     )
     assert found["build"] == {"context": str(tmp_path), "dockerfile": "deploy/Dockerfile"}
+
+
+def test_compose_understands_two_collectors():
+    """They differ in their names only, and both wait for Redis."""
+    docker = tool("docker")
+    if run(docker, "compose", "version", check=False).returncode:
+        pytest.skip("docker has no compose here")
+    files = [word for name in ("compose.yaml", "compose.standby.yaml") for word in ("-f", DEPLOY / name)]
+    services = json.loads(run(docker, "compose", *files, "config", "--format", "json").stdout)["services"]
+    one, other = services["collector"], services["standby"]
+    assert [each["environment"].pop("INSTANCE") for each in (one, other)] == ["a", "b"]
+    assert one["environment"]["LEADER_KEY"]
+    assert {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)} == set()
+
+
+def service(file, name):
+    """The lines of a service, without comments."""
+    text = (DEPLOY / file).read_text(encoding="utf-8")
+    block = re.search(rf"^  {name}:\n((?:(?:    .*|  *#.*)?\n)*)", text, re.M)[1]
+    return [line for line in block.splitlines() if line.strip() and line.strip()[0] != "#"]
+
+
+def test_the_second_collector_differs_in_its_name_only():
+    """Compose has no way to say so that all its versions know."""
+    second, shared = service("compose.standby.yaml", "standby"), service("compose.standby.yaml", "collector")
+    assert shared == ["    environment:", "      LEADER_KEY: stream:bybit_leader", "      INSTANCE: a"]
+    assert [line for line in second if line not in ("      INSTANCE: b", shared[1])] == service(
+        "compose.yaml", "collector"
+    )
+    assert len(second) == len(service("compose.yaml", "collector")) + 2
 
 
 @pytest.mark.timeout(600)

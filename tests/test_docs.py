@@ -72,3 +72,25 @@ def insert(path, code, before):
     text = path.read_text(encoding="utf-8")
     assert text.count(before) == 1
     path.write_text(text.replace(before, f"\n{code}\n{before}"), encoding="utf-8")
+
+
+def log_lines():
+    """The fixed parts of the lines in the tables of operations.md, "The log"."""
+    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    section = text[text.index("## The log") : text.index("## Exit codes")]
+    tables = section.split("After `Lost Bybit:`")[0]
+    for row in re.findall(r"^\| [IWE]? ?(`.*?) \|", tables, re.M):
+        yield from re.findall(r"`([^`]+)`", row)
+
+
+def test_each_line_of_the_log_table_is_in_the_program():
+    files = [ROOT / "main.py", *(path for name in PROGRAM[1:] for path in (ROOT / name).rglob("*.py"))]
+    source = re.sub(r'"\s*f?"', "", "\n".join(path.read_text(encoding="utf-8") for path in files))
+    missing = []
+    for line in log_lines():
+        # What varies: …, words in capitals, names and numbers of an example. A single word tells nothing.
+        for part in re.split(r"…(?:\.env)?|: |\b[A-Z_]{3,}\b|\b[A-CX]\b|a, b, c, d and|[\d,.]*\d[\d,.]*", line):
+            words = part.strip(" :;,.()")
+            if " " in words and words not in source:
+                missing.append((line, words))
+    assert missing == []

@@ -5,7 +5,7 @@ import logging
 import time
 
 import pytest
-from vocabulary import TIMER, Event, StandIn, Timeouts, eventually, message, subscribed
+from vocabulary import METHODS, TIMER, Event, StandIn, Timeouts, eventually, message, subscribed
 
 from relay.bybit import renewal
 from relay.bybit.silence import MIN_TICKS
@@ -151,6 +151,59 @@ def test_a_book_that_was_delisted_while_it_was_renewed_is_rejected_and_the_conne
     eventually(lambda: '"ts":7' in collector.received()[-1])
     assert len(exchange.connections) == 1
     assert (collector.stats.subscribed, collector.stats.rejected) == (1, 1)
+
+
+def test_on_spot_gaps_of_many_topics_are_mended_ten_topics_a_request(exchange, collector):
+    symbols = [f"A{number}USDT" for number in range(25)]
+    exchange.knows(*symbols, category="spot")
+    collector.category = "spot"
+    collector.streams("orderbook", *symbols)
+    collector.received(25)
+    (connection,) = exchange.connections
+    asked = len(connection.requests)
+    texts = [text.replace('"snapshot"', '"delta"') for text in connection.sent]
+    for text in texts:  # in one piece: they lie in one chunk, or few
+        update = json.loads(text)["data"]["u"]
+        connection.send(text.replace(f'"u":{update}', f'"u":{update + 2}'))
+    topics = {json.loads(text)["topic"] for text in texts}
+    eventually(lambda: all(snapshots(collector, topic) == 2 for topic in topics))
+    assert collector.stats.gaps == len(events(collector, "gap")) == 25
+    for op in ("unsubscribe", "subscribe"):
+        parts = [one["args"] for one in connection.requests[asked:] if one["op"] == op]
+        assert max(map(len, parts)) <= 10
+        assert sorted(topic for part in parts for topic in part) == sorted(topics)
+    assert len(exchange.connections) == 1
+
+
+def test_on_option_whose_answers_have_no_id_a_gap_is_mended_too(exchange, collector, monkeypatch):
+    monkeypatch.setitem(METHODS, "orderbook", ("orderbook_stream", {"depth": 25}))  # option has no books of depth 50
+    symbols = ["BTC-25JUN27-106000-P-USDT", "BTC-25JUN27-106000-C-USDT"]
+    exchange.knows(*symbols, category="option")
+    collector.category = "option"
+    collector.streams("orderbook", *symbols)
+    collector.received(2)
+    topic = json.loads(exchange.subscribed(topics=2).sent[-1])["topic"]
+    book = Book(exchange, topic)
+    book.moves(jump=1)
+    eventually(lambda: snapshots(collector, topic) == 2)
+    assert unsubscriptions(exchange) == [[topic]]
+    assert collector.stats.subscribed == 2
+    Book(exchange, topic).moves(jump=1)
+    assert [event.topics for event in collector.events(3) if event.event == "gap"] == [[topic]] * 2
+
+
+def test_a_connection_whose_unsubscription_is_not_answered_is_replaced(exchange, collector):
+    collector.timeouts = Timeouts(timer=TIMER, acknowledgement=0.3)
+    collector.streams("orderbook", "BTCUSDT")
+    collector.received(1)
+    (connection,) = exchange.connections
+    connection.script = Script(ack_delay=None)
+    Book(exchange).moves(jump=1)
+    collector.logs("Lost Bybit: a subscription was not acknowledged within 0.3 s")
+    eventually(lambda: snapshots(collector) == 2)
+    assert unsubscriptions(exchange) == [[BOOK]]
+    assert [event.event for event in collector.events(4)] == ["subscribed", "gap", "lost", "subscribed"]
+    assert events(collector, "lost")[0].topics == [BOOK]
 
 
 def test_streams_without_books_and_tickers_are_not_watched(exchange, collector):

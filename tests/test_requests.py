@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -13,11 +13,14 @@ from relay.bybit.requests import (
     MAX_BYTES,
     MAX_REPLY,
     MAX_TOPICS,
+    PART,
+    PART_BYTES,
     InvalidRequest,
     Rounds,
     Waiting,
     by_reply,
     parse,
+    parts,
     unservable,
 )
 
@@ -190,6 +193,20 @@ def test_who_waits_for_a_rejected_topic(rounds):
     rounds.add([BOOK], "b", 0)
     assert rounds.reject([BOOK, "unknown"]) == [(BOOK, "a")]
     assert rounds.release() == [BOOK]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([1, PART_BYTES // 3, PART_BYTES, PART_BYTES + 1]) | st.just(1), max_size=3 * PART))
+def test_replies_go_out_in_small_parts_in_order_and_as_few_as_can_be(sizes):
+    payloads = {size: bytes(size) for size in set(sizes)}
+    replies = [(str(number), payloads[size]) for number, size in enumerate(sizes)]
+    pieces = list(parts(replies))
+    assert [reply for piece in pieces for reply in piece] == replies
+    for number, piece in enumerate(pieces):
+        size = sum(len(message) for _, message in piece)
+        assert len(piece) == 1 or (1 < len(piece) <= PART and size <= PART_BYTES)
+        for following in pieces[number + 1 : number + 2]:
+            assert len(piece) == PART or size + len(following[0][1]) > PART_BYTES
 
 
 def test_rejections_are_grouped_by_reply_channel():

@@ -12,6 +12,7 @@ from conftest import Subscriber
 from programs import by_topic
 from vocabulary import Script, Timeouts, eventually
 
+from relay.bybit.requests import PART
 from relay.bybit.snapshots import Snapshots
 from relay.redis import listener as module
 from relay.redis.link import DEFAULT_TIMEOUTS
@@ -648,6 +649,35 @@ def test_a_stop_waits_for_nobody(service, exchange, script):
     run.__exit__()
     assert run.ended_after < 2
     run.__exit__()
+
+
+class Noting:
+    """Replies to a Redis that takes everything."""
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, replies):
+        self.sent.append(list(replies))
+
+    def close(self):
+        pass
+
+
+def test_many_who_wait_for_a_snapshot_are_not_served_in_one_piece(exchange, collector):
+    collector.streams("orderbook", "BTCUSDT")
+    eventually(lambda: collector.exchange.flows(BOOK))
+    replies = Noting()
+    snapshots = Snapshots(collector.exchange, replies, PREFIX)
+    for number in range(1000):
+        snapshots.receive(request(BOOK, reply=str(number)).encode())
+    snapshots.start()
+    eventually(lambda: sum(map(len, replies.sent)) == 1000)
+    assert max(map(len, replies.sent)) <= PART
+    assert [reply for part in replies.sent for reply, _ in part] == [f"{PREFIX}{number}" for number in range(1000)]
+    collector.stop.set()
+    collector.exchange.close_all()
+    snapshots.join(time.monotonic() + 5)
 
 
 class Hanging:

@@ -23,6 +23,9 @@ MAX_BYTES, MAX_TOPICS, MAX_REPLY = 64 * 1024, 2000, 200  # bytes, topics, charac
 # come at once; seconds until one is rejected.
 MAX_WAITING, EXPIRY = 50_000, 10.0
 
+# Replies that go out in one piece, and bytes of them: what waits may be tens of MB.
+PART, PART_BYTES = 100, 1024 * 1024
+
 TOO_MANY = "too many requests are waiting"
 
 
@@ -103,6 +106,18 @@ def by_reply(waiting: Iterable[Waiting]) -> Iterator[tuple[str, list[str]]]:
     for topic, reply in waiting:
         found.setdefault(reply, []).append(topic)
     return iter(found.items())
+
+
+def parts(replies: Sequence[tuple[str, bytes]]) -> Iterator[Sequence[tuple[str, bytes]]]:
+    """Replies, in order, cut to what goes out in one piece. One that is larger goes alone."""
+    first = size = 0
+    for index, (_, message) in enumerate(replies):
+        if index > first and (index - first >= PART or size + len(message) > PART_BYTES):
+            yield replies[first:index]
+            first, size = index, 0
+        size += len(message)
+    if replies:
+        yield replies[first:]
 
 
 class Rounds:

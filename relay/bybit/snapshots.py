@@ -20,7 +20,7 @@ from relay.bybit.client import Client
 from relay.bybit.connection import Connection
 from relay.bybit.exchange import Exchange
 from relay.bybit.repeats import Repeats
-from relay.bybit.requests import EXPIRY, TOO_MANY, InvalidRequest, Rounds, Waiting, by_reply, parse, unservable
+from relay.bybit.requests import EXPIRY, TOO_MANY, InvalidRequest, Rounds, Waiting, by_reply, parse, parts, unservable
 from relay.bybit.subscription import MAX_TOPIC_CHARACTERS, RejectedTopics, State, Subscription
 from relay.dispatch import Callback, raw
 from relay.errors import ConnectionLost
@@ -39,7 +39,7 @@ FRESH_EVERY = 2.0
 # Seconds for which a topic that Bybit rejects on the side is not asked for again.
 REJECTED_RETRY = 60.0
 
-# Seconds after each batch of replies in which the threads of the streams have the interpreter for themselves.
+# Seconds after each part of the replies in which the threads of the streams have the interpreter for themselves.
 YIELD = 0.001
 
 # The states in which a frame of a topic comes after the subscription of this round was sent.
@@ -283,8 +283,9 @@ class SideConnection:
         outgoing, self._outgoing = self._outgoing, []
         if self._connection:
             self._connection.wake()
-        self._replies.send(outgoing)
-        self._exchange.stop.wait(YIELD)  # 800 snapshots come at once; they cost 40 ms more, and no stream a delay
+        for part in parts(outgoing):
+            self._replies.send(part)
+            self._exchange.stop.wait(YIELD)  # 800 snapshots come at once; they cost no stream a delay
 
     def announce(self, event: str, stream: str, topics: list[str], **fields: object) -> None:
         """Keeps why Bybit rejects a topic; all else that happens here is no consumer's business."""

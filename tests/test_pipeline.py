@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from relay.events import encoded, encoded_event
-from relay.redis.backlog import OVERHEAD, Backlog, Gap
+from relay.redis.backlog import OVERHEAD, Backlog, DropNotice
 from relay.redis.pending import Pending
 from relay.redis.pipeline import MAX_DELIVERY_ATTEMPTS, WINDOW, Pipeline, Unavailable
 from relay.redis.queries import Probe, StatusHash
@@ -179,7 +179,7 @@ class Delivery(RuleBasedStateMachine):
         if self.pipeline.dropped.total() > dropped:
             poison = messages[0]
             assert len(messages) == 1
-            if isinstance(poison, Gap):
+            if isinstance(poison, DropNotice):
                 self.announced[poison.channel] += poison.messages
             else:
                 self.rejected += 1
@@ -202,7 +202,7 @@ class Delivery(RuleBasedStateMachine):
 
     @invariant()
     def every_message_has_exactly_one_state(self):
-        here = [command for command in self.waiting_and_in_flight() if not isinstance(command, Gap)]
+        here = [command for command in self.waiting_and_in_flight() if not isinstance(command, DropNotice)]
         dropped = self.pipeline.backlog.overflowed.total() - self.lost_while_pending + self.pending.overflowed
         settled = self.confirmed + self.rejected + dropped + self.pending.struck
         assert self.appended == settled + len(here) + len(self.pending)
@@ -212,7 +212,7 @@ class Delivery(RuleBasedStateMachine):
     def every_loss_is_announced_exactly_once(self):
         promised = self.announced + self.pipeline.backlog.unannounced + self.pipeline._unannounced
         for command in self.waiting_and_in_flight():
-            if isinstance(command, Gap):
+            if isinstance(command, DropNotice):
                 promised[command.channel] += command.messages
         lost = Counter(self.pipeline.dropped)
         # What Redis rejects on the status channel, announcements included, is counted and not announced there.
@@ -234,7 +234,7 @@ class Delivery(RuleBasedStateMachine):
             numbers = [
                 int(text_of(command).split()[0])
                 for command in [*self.waiting_and_in_flight(), *self.kept()]
-                if not isinstance(command, Gap) and channel_of(command) == channel
+                if not isinstance(command, DropNotice) and channel_of(command) == channel
             ]
             assert numbers == sorted(numbers)
 

@@ -18,7 +18,7 @@ MOVED_AT_ONCE = 200
 _DIVERTED = -1  # a limit that every message exceeds
 
 
-class Gap(bytes):
+class DropNotice(bytes):
     """A PUBLISH that announces lost messages. It knows what it announces, in case it is dropped itself."""
 
     channel: str
@@ -61,7 +61,7 @@ class Backlog:
         self.waiting: deque[bytes] = deque()  # commands, oldest first
         self.waiting_bytes = 0
         self.overflowed: Counter[str] = Counter()  # messages dropped since the start, by channel
-        self.unannounced: Counter[str] = Counter()  # lost messages that no Gap announces yet, by channel
+        self.unannounced: Counter[str] = Counter()  # lost messages that no DropNotice announces yet, by channel
 
     @property
     def channels(self) -> list[str]:
@@ -110,7 +110,7 @@ class Backlog:
         while self.waiting and self.waiting_bytes + self.in_flight_bytes > self.limit:
             oldest = self.waiting.popleft()
             self.waiting_bytes -= len(oldest) + OVERHEAD
-            if isinstance(oldest, Gap):  # what it announces must be announced again
+            if isinstance(oldest, DropNotice):  # what it announces must be announced again
                 self.unannounced[oldest.channel] += oldest.messages
             else:
                 channel = channel_of(oldest)
@@ -212,7 +212,7 @@ class Backlog:
                     break  # another thread does the same
                 self.waiting.pop()
                 self.waiting_bytes -= len(command) + OVERHEAD
-                if isinstance(command, Gap):
+                if isinstance(command, DropNotice):
                     self.unannounced[command.channel] += command.messages
                 elif isinstance(command, Event):
                     self.pending.put_event_before(command, command.topics, now)

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from relay.redis.backlog import Backlog, Gap
+from relay.redis.backlog import Backlog, DropNotice
 from relay.redis.resp import Query, channel_of, parse_reply, publish_head, text_of
 
 # Bytes in flight, up to the message that exceeds it: what may arrive twice when a connection breaks.
@@ -135,7 +135,7 @@ class Pipeline:
         dropped meanwhile is announced by the next call.
         """
         losses = self.backlog.take_unannounced()
-        self.backlog.put_back([self._gap(channel, number) for channel, number in losses.items()])
+        self.backlog.put_back([self._drop_notice(channel, number) for channel, number in losses.items()])
 
     def announce_rejected(self) -> None:
         """Announces the messages that Redis rejected since the last call."""
@@ -143,11 +143,11 @@ class Pipeline:
         self.backlog.add_unannounced(rejected)
         self.announce_losses()
 
-    def _gap(self, channel: str, messages: int) -> Gap:
+    def _drop_notice(self, channel: str, messages: int) -> DropNotice:
         text = self._announcement(channel, messages)
-        gap = Gap(b"%b%d\r\n%b\r\n" % (publish_head(self.status), len(text), text))
-        gap.channel, gap.messages = channel, messages
-        return gap
+        notice = DropNotice(b"%b%d\r\n%b\r\n" % (publish_head(self.status), len(text), text))
+        notice.channel, notice.messages = channel, messages
+        return notice
 
     def receive(self, data: bytes) -> None:
         """Takes bytes that Redis sent, cut anywhere. Raises Unavailable: the connection is no longer usable."""

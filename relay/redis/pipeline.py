@@ -15,8 +15,9 @@ from relay.redis.resp import Query, channel_of, parse_reply, publish_head, text_
 
 # Bytes in flight, up to the message that exceeds it: what may arrive twice when a connection breaks.
 WINDOW = 256 * 1024
-# Failed connections after which the one message in flight is held for the cause, and dropped.
-MAX_DELIVERY_ATTEMPTS = 3
+# Failed connections after which the one message in flight is held for the cause, and dropped. They take 7 s: a link
+# that is cut again and again for some seconds breaks several in a row just when the same message is sent.
+MAX_DELIVERY_ATTEMPTS = 10
 # Errors that are about the state of Redis, not about the command: the connection is given up, messages are sent again.
 UNAVAILABLE = (
     b"-BUSY",

@@ -29,10 +29,9 @@ def line(scenario, verdict, limits, result):
     )
 
 
-def outside(findings):
-    """How many are lost that were made neither in the longest silence nor just before it, when they were under way."""
-    begin, end = findings.silent_from - UNDER_WAY, findings.silent_from + findings.silence
-    return sum(not begin <= at <= end for at in findings.missing)
+def outside(missing, fault, seconds):
+    """How many of these were made later than that after the fault, or before it: but what was under way then."""
+    return sum(not fault - UNDER_WAY <= at <= fault + seconds for at in missing)
 
 
 def play(scenario, rate):
@@ -50,7 +49,7 @@ def play(scenario, rate):
         if sorted(set(terms)) != terms:
             wrong.append(f"the terms of the leaders do not rise: {terms}")
     total = verdict.total
-    lost = outside(total) if scenario.hole else total.lost
+    lost = outside(total.missing, stage.fault, scenario.silence) if scenario.hole else total.lost
     limits = f"silence {scenario.silence:g}, lost {scenario.lost * rate:.0f}, twice {scenario.twice * rate:.0f}"
     limits += " beside the hole" if scenario.hole else ""
     good = total.silence <= scenario.silence and lost <= scenario.lost * rate and total.twice <= scenario.twice * rate

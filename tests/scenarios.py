@@ -21,7 +21,7 @@ class Scenario:
     Attributes:
         silence: seconds.
         lost, twice: seconds' worth of messages.
-        hole: what was made in the longest silence may be lost.
+        hole: what was made until `silence` seconds after the fault may be lost.
     """
 
     act: Callable[[Stage], None]

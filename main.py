@@ -161,7 +161,7 @@ class Collector:
         return leadership is None or leadership.is_leader
 
     def state(self) -> dict[str, object]:
-        """What the status hash says of the collector as a whole."""
+        """What the state hash says of the collector as a whole."""
         single: dict[str, object] = {"instance": "", "role": "single", "term": 0, "pending": publisher.backlog}
         return {**(leadership.state() if leadership else single), **self.snapshots.counts()}
 

@@ -6,108 +6,49 @@ constants; a value that cannot be used then ends the program with one sentence o
 
 import difflib
 import io
-import math
 import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 from dotenv.parser import parse_stream
 
-from relay.kinds import CATEGORIES, is_symbol
+from conf.converters import (
+    Address,
+    addresses,
+    base_url,
+    boolean,
+    coins,
+    contracts,
+    integer,
+    matching,
+    number,
+    one_of,
+    optional,
+    part_of,
+    symbols,
+    word,
+)
+from relay.kinds import CATEGORIES, KINDS
 
 T = TypeVar("T")
 
 DAY = 86400.0  # seconds
 # Levels on each side that Bybit offers: https://bybit-exchange.github.io/docs/v5/websocket/public/orderbook
 DEPTHS = dict.fromkeys(CATEGORIES, (1, 50, 200, 1000)) | {"option": (25, 100)}
+HOSTS = "host names or addresses, each with :port or without, separated by commas, without redis://, user or database"
+NAMES_OF_KINDS = tuple(kind.name for kind in KINDS)
+SHARD_WORDS = "the number of this collector and how many there are, such as 1/3, or nothing"
 # How alike an unknown name in .env and a setting must be (0 to 1) for the name to be a typing mistake.
 LIKENESS = 0.8
 
 
 class SettingsError(ValueError):
     """A setting cannot be used. Its text is a sentence for the user, and holds no password."""
-
-
-# How the text of a setting becomes its value. A converter raises ValueError.
-
-
-def _check(condition: bool) -> None:
-    if not condition:
-        raise ValueError
-
-
-def _boolean(text: str) -> bool:
-    _check(text.lower() in ("true", "1", "yes", "on", "false", "0", "no", "off"))
-    return text.lower() in ("true", "1", "yes", "on")
-
-
-def _number(low: float, high: float = math.inf) -> Callable[[str], float]:
-    def convert(text: str) -> float:
-        value = float(text)
-        _check(math.isfinite(value) and low <= value <= high)
-        return value
-
-    return convert
-
-
-def _integer(allowed: Collection[int]) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        value = int(text)
-        _check(value in allowed)
-        return value
-
-    return convert
-
-
-def _one_of(allowed: Collection[str], fold: Callable[[str], str]) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        _check(fold(text) in allowed)
-        return fold(text)
-
-    return convert
-
-
-def _matching(pattern: str) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        _check(re.fullmatch(pattern, text) is not None)
-        return text
-
-    return convert
-
-
-def _base_url(text: str) -> str:
-    _check(re.fullmatch(r"(wss?://[^\s/{}@?#]+/?)?", text) is not None)
-    parts = urlsplit(text)  # ValueError: brackets without an IPv6 address
-    _check(not text or (bool(parts.hostname) and parts.port != 0))  # .port: ValueError if it is none
-    return text.rstrip("/")
-
-
-def _host(text: str) -> str:
-    # One colon would be a port; an IPv6 address has more.
-    _check(re.fullmatch(r"[^\s/@\[\]]+", text) is not None and text.count(":") != 1)
-    return text
-
-
-def _text(text: str) -> str | None:
-    return text or None
-
-
-def _symbols(text: str) -> tuple[str, ...]:
-    symbols = tuple(dict.fromkeys(symbol.strip() for symbol in text.split(",")))
-    _check(all(map(is_symbol, symbols)))
-    return symbols
-
-
-def _contracts(text: str) -> tuple[str, ...]:
-    # Bybit acknowledges any topic on option and then stays silent, so a wrong symbol must be refused here.
-    _check(all(symbol.count("-") >= 3 for symbol in _symbols(text)))
-    return _symbols(text)
 
 
 # Every setting: its default, its converter, and what the user is told that it must be.
@@ -136,8 +77,8 @@ def _dependent(rule: Callable[[Above], Rule[T]]) -> T:
 
 def _symbols_rule(above: Above) -> Rule[tuple[str, ...]]:
     if above["channel_type"] == "option":
-        return Rule("BTCUSDT", _contracts, "option contracts such as BTC-25JUN27-106000-P-USDT")
-    return Rule("BTCUSDT", _symbols, "symbols separated by commas, such as BTCUSDT,ETHUSDT")
+        return Rule("BTCUSDT", contracts, "option contracts such as BTC-25JUN27-106000-P-USDT, BTC-*, ALL")
+    return Rule("BTCUSDT", symbols, "symbols separated by commas, such as BTCUSDT,ETHUSDT,*USDC or ALL")
 
 
 def _depth_rule(above: Above) -> Rule[int]:
@@ -145,54 +86,77 @@ def _depth_rule(above: Above) -> Rule[int]:
     depths = DEPTHS[category]
     default = "25" if category == "option" else "50"
     names = ", ".join(map(str, depths))
-    return Rule(default, _integer(depths), f"one of {names}, the depths that Bybit has for {category}")
+    return Rule(default, integer(depths), f"one of {names}, the depths that Bybit has for {category}")
+
+
+def _host_rule(above: Above) -> Rule[tuple[Address, ...]]:
+    return Rule("localhost", addresses(above["redis_port"]), HOSTS)
 
 
 def _delay_max_rule(above: Above) -> Rule[float]:
     least = above["reconnect_delay"]
     expected = f"seconds, from RECONNECT_DELAY ({least:g}) to 86400"
-    return Rule(str(max(5.0, least)), _number(least, DAY), expected)
+    return Rule(str(max(5.0, least)), number(least, DAY), expected)
 
 
 def _leader_key_rule(above: Above) -> Rule[str]:
-    key = _matching(rf"(?!{re.escape(above['channel_prefix'])}_status(:|$))\S*")  # a status deletes what is there
-    return Rule("", key, "the name of a Redis key without spaces, not that of a status hash, or nothing")
+    # What is there may be deleted: the state is a hash there, and Streams have the names of channels.
+    key = matching(rf"(?!{re.escape(above['channel_prefix'])}_(state|status|{'|'.join(NAMES_OF_KINDS)})(:|$))\S*")
+    return Rule("", key, "the name of a Redis key without spaces, not one of the collector's own, or nothing")
 
 
 @dataclass(frozen=True)
 class Settings:
     """The settings. A field `redis_host` is the setting REDIS_HOST."""
 
-    use_testnet: bool = _setting("True", _boolean, "True or False")
-    channel_type: str = _setting("linear", _one_of(CATEGORIES, str.lower), f"one of {', '.join(CATEGORIES)}")
+    use_testnet: bool = _setting("True", boolean, "True or False")
+    channel_type: str = _setting("linear", one_of(CATEGORIES, str.lower), f"one of {', '.join(CATEGORIES)}")
     symbols: tuple[str, ...] = _dependent(_symbols_rule)
     orderbook_depth: int = _dependent(_depth_rule)  # levels on each side
+    # The base coins whose contracts a pattern in SYMBOLS stands for on option: Bybit lists them coin by coin.
+    option_coins: tuple[str, ...] = _setting("BTC,ETH,SOL,XRP,DOGE", coins, "base coins such as BTC,ETH")
+    # Seconds between two looks at Bybit's list of instruments, which patterns in SYMBOLS need.
+    instruments_interval: float = _setting("60", number(1, DAY), "seconds, 1 to 86400")
+    # The part of the symbols that this collector has: one of so many collectors.
+    shard: tuple[int, int] | None = _setting("", part_of, SHARD_WORDS)
     # Base URL to use instead of Bybit's, without the path; empty: Bybit's testnet or mainnet.
-    bybit_ws_url: str = _setting("", _base_url, "a base URL such as wss://stream.bybit.kz, or nothing")
+    bybit_ws_url: str = _setting("", base_url("wss?"), "a base URL such as wss://stream.bybit.kz, or nothing")
+    # The same for Bybit's REST; empty: the one that belongs to bybit_ws_url.
+    bybit_api_url: str = _setting("", base_url("https?"), "a base URL such as https://api.bybit.kz, or nothing")
     # Channels are channel_prefix + _orderbook and so on: a name of relay.kinds each, and _status.
-    channel_prefix: str = _setting("stream:bybit", _matching(r"\S+"), "a word without spaces")
+    channel_prefix: str = _setting("stream:bybit", matching(r"\S+"), "a word without spaces")
+    # Whether each symbol has channels of its own, such as stream:bybit_trades:BTCUSDT.
+    channel_by_symbol: bool = _setting("False", boolean, "True or False")
 
     # Seconds between the end of a connection that was up and the next attempt.
-    reconnect_delay: float = _setting("2", _number(0.01, DAY), "seconds, 0.01 to 86400")
+    reconnect_delay: float = _setting("2", number(0.01, DAY), "seconds, 0.01 to 86400")
     # Seconds up to which the delay doubles while connections fail.
     reconnect_delay_max: float = _dependent(_delay_max_rule)
     # Seconds without data after which an order-book or ticker connection is replaced; 0: never.
-    stall_timeout: float = _setting("60", _number(0), "seconds, 0 or more")
+    stall_timeout: float = _setting("60", number(0), "seconds, 0 or more")
 
-    redis_host: str = _setting("localhost", _host, "a host name or address, without redis://, user, port or database")
-    redis_port: int = _setting("6379", _integer(range(1, 65536)), "a port from 1 to 65535")
-    redis_db: int = _setting("0", _integer(range(1 << 20)), "the number of a database, 0 or more")
-    redis_username: str | None = _setting("", _text, "a name")
-    redis_password: str | None = _setting("", _text, "a password")
-    redis_ssl: bool = _setting("False", _boolean, "True or False")
+    redis_port: int = _setting("6379", integer(range(1, 65536)), "a port from 1 to 65535")
+    # The first that works is taken: more than one are the nodes of a Cluster, or a master and its replicas.
+    redis_host: tuple[Address, ...] = _dependent(_host_rule)
+    # Sentinels that know where the master is; they take the place of redis_host.
+    redis_sentinels: tuple[Address, ...] = _setting("", optional(addresses(26379)), f"{HOSTS}, or nothing")
+    redis_sentinel_master: str = _setting("mymaster", matching(r"[A-Za-z0-9._-]+"), "the name that Sentinel gives it")
+    redis_sentinel_username: str | None = _setting("", word, "a name")
+    redis_sentinel_password: str | None = _setting("", word, "a password")
+    redis_db: int = _setting("0", integer(range(1 << 20)), "the number of a database, 0 or more")
+    redis_username: str | None = _setting("", word, "a name")
+    redis_password: str | None = _setting("", word, "a password")
+    redis_ssl: bool = _setting("False", boolean, "True or False")
     # Mebibytes of messages kept while Redis is unavailable.
-    redis_buffer_mb: float = _setting("256", _number(1, 1 << 20), "mebibytes, 1 or more")
+    redis_buffer_mb: float = _setting("256", number(1, 1 << 20), "mebibytes, 1 or more")
+    # Messages that a Redis Stream of each channel keeps, about; 0: there are no such Streams.
+    redis_stream_maxlen: int = _setting("0", integer(range(10**9 + 1)), "a number of messages, or 0")
 
     # The key of the lease that collectors share: its holder publishes, the others stand by. Empty: no others.
     leader_key: str = _dependent(_leader_key_rule)
-    instance: str = _setting("", _matching("[A-Za-z0-9._-]{0,100}"), "a name of letters, digits and . _ -, or nothing")
+    instance: str = _setting("", matching("[A-Za-z0-9._-]{0,100}"), "a name of letters, digits and . _ -, or nothing")
     log_level: str = _setting(
-        "INFO", _one_of(("DEBUG", "INFO", "WARNING", "ERROR"), str.upper), "DEBUG, INFO, WARNING or ERROR"
+        "INFO", one_of(("DEBUG", "INFO", "WARNING", "ERROR"), str.upper), "DEBUG, INFO, WARNING or ERROR"
     )
 
     # Sentences for the log: what works, and is probably not meant.
@@ -237,7 +201,7 @@ def _value(name: str, rule: Rule[T], environ: Mapping[str, str], file: Mapping[s
     text = environ.get(name, file.get(name, rule.default))
     try:
         text.encode()  # the environment may hold bytes that are not text
-        return rule.convert(text if rule.convert is _text else text.strip())
+        return rule.convert(text if rule.convert is word else text.strip())
     except ValueError:
         # One line, whatever the value holds; and no password, which may also be part of a URL.
         shown = "…" if "PASSWORD" in name or "@" in text else repr(text)[1:-1]
@@ -281,19 +245,29 @@ except SettingsError as problem:
 USE_TESTNET = _settings.use_testnet
 CHANNEL_TYPE = _settings.channel_type
 SYMBOLS = list(_settings.symbols)
+OPTION_COINS = _settings.option_coins
+INSTRUMENTS_INTERVAL = _settings.instruments_interval
+SHARD = _settings.shard
 ORDERBOOK_DEPTH = _settings.orderbook_depth
 BYBIT_WS_URL = _settings.bybit_ws_url
+BYBIT_API_URL = _settings.bybit_api_url
 CHANNEL_PREFIX = _settings.channel_prefix
+CHANNEL_BY_SYMBOL = _settings.channel_by_symbol
 RECONNECT_DELAY = _settings.reconnect_delay
 RECONNECT_DELAY_MAX = _settings.reconnect_delay_max
 STALL_TIMEOUT = _settings.stall_timeout
-REDIS_HOST = _settings.redis_host
 REDIS_PORT = _settings.redis_port
+REDIS_HOST = _settings.redis_host
+REDIS_SENTINELS = _settings.redis_sentinels
+REDIS_SENTINEL_MASTER = _settings.redis_sentinel_master
+REDIS_SENTINEL_USERNAME = _settings.redis_sentinel_username
+REDIS_SENTINEL_PASSWORD = _settings.redis_sentinel_password
 REDIS_DB = _settings.redis_db
 REDIS_USERNAME = _settings.redis_username
 REDIS_PASSWORD = _settings.redis_password
 REDIS_SSL = _settings.redis_ssl
 REDIS_BUFFER_MB = _settings.redis_buffer_mb
+REDIS_STREAM_MAXLEN = _settings.redis_stream_maxlen
 LEADER_KEY = _settings.leader_key
 INSTANCE = _settings.instance or re.sub(r"[^\w.-]", "-", f"{socket.gethostname()}-{os.getpid()}", flags=re.ASCII)
 LOG_LEVEL = _settings.log_level

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from relay.kinds import Kind, is_symbol, kind_of
 
 KEYS = ("name", "func", "args", "stall_timeout")
-# The field of the status hash for the collector as a whole; the others have the names of streams.
+# The field of the state hash for the collector as a whole; the others have the names of streams.
 RESERVED_NAME = "*"
 
 

@@ -53,7 +53,7 @@ def run_command(command: str, specs: Mapping[str, StreamSpec], exchange: Exchang
         signal.signal(each, signal.SIG_DFL)  # there is nothing to finish: a signal ends it at once, without a traceback
     key = settings.LEADER_KEY
     if command == "status":
-        return run_instances(publisher, key) if key else run_status(publisher)
+        return run_instances(publisher, key, f"{settings.CHANNEL_PREFIX}_state") if key else run_status(publisher)
     requests = (REQUEST_CHANNEL, REPLY_PREFIX)
     lease = (key, settings.INSTANCE) if key else None
     return run_check(list(specs.values()), exchange, publisher, CHANNELS, requests, settings.WARNINGS, lease)

@@ -17,19 +17,19 @@ ALIVE_WITHIN, POLL_INTERVAL = 1.5, 0.1
 HEADS = ("instance", "role", "term", "ready", "streams up", "pending", "behind s")
 
 
-def run_instances(publisher: Publisher, key: str) -> int:
+def run_instances(publisher: Publisher, key: str, state_key: str) -> int:
     """Prints a line for each instance, and a table of its streams. Returns the exit code: 0 if there is a leader and
     none of its streams is down, else 1.
 
-    publisher: need not be started; a connection is opened only to read. key: of the lease. Takes up to ALIVE_WITHIN
-    seconds, in which who lives writes its entry anew.
+    publisher: need not be started; a connection is opened only to read. key: of the lease. state_key: with which the
+    keys of the states begin. Takes up to ALIVE_WITHIN seconds, in which who lives writes its entry anew.
     """
     try:
         connection = publisher.new_connection()
         try:
             connection.connect()
             registry, alive = _read_registry(connection, f"{key}_instances")
-            states = {name: _read_state(connection, f"{publisher.status}:{name}") for name in registry.entries}
+            states = {name: _read_state(connection, f"{state_key}:{name}") for name in registry.entries}
         finally:
             connection.disconnect()
     except (OSError, UnicodeError, redis.RedisError) as error:  # UnicodeError: the host is no name of a host
@@ -56,7 +56,7 @@ def _read_registry(connection: redis.Connection, key: str) -> tuple[Registry, se
 
 
 def _read_state(connection: redis.Connection, key: str) -> State:
-    """A status hash; what is none is empty."""
+    """A state hash; what is none is empty."""
     connection.send_command("HGETALL", key)
     try:
         return parse_state(connection.read_response())

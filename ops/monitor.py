@@ -1,4 +1,4 @@
-"""What the operator sees of a running collector: lines in the log, systemd's view, and the status hash in Redis.
+"""What the operator sees of a running collector: lines in the log, systemd's view, and the state hash in Redis.
 
 All of it runs on the main thread and only reads: the counters of the streams and the heartbeats of all threads.
 """
@@ -16,7 +16,7 @@ from relay.stats import StreamStats, percentile
 
 log = logging.getLogger(__name__)
 
-# Seconds between two log lines of a stream, two notifications of systemd, two states of the status hash.
+# Seconds between two log lines of a stream, two notifications of systemd, two states of the state hash.
 LOG_INTERVAL, NOTIFY_INTERVAL, STATE_INTERVAL = 60.0, 5.0, 5.0
 # Seconds over which a rate is measured at least: states that follow each other faster repeat the last rate.
 RATE_INTERVAL = 1.0
@@ -69,7 +69,7 @@ class Rates:
 class Monitor:
     """Watches `streams` and `threads`, both by stream name, and `publisher`, whenever tick() is called.
 
-    collector: what the status hash says of the collector as a whole. leadership: where collectors share a lease.
+    collector: what the state hash says of the collector as a whole. leadership: where collectors share a lease.
     The main thread makes it and calls tick(), and is the only one that adds to the two mappings.
     """
 
@@ -149,7 +149,7 @@ class Monitor:
         sd_notify(f"READY=1\nSTATUS={self.summary(now)}")
 
     def _push_state(self, now: float) -> None:
-        """Gives the publisher the fields of the status hash: regularly, and at once when more than counters changed."""
+        """Gives the publisher the fields of the state hash: regularly, and at once when more than counters changed."""
         notable = {name: _notable(stats, now) for name, stats in self._streams.items()}
         collector = self._collector()
         notable[RESERVED_NAME] = tuple(collector.get(name) for name in ("role", "term", "ready"))
@@ -199,7 +199,7 @@ def _notable(stats: StreamStats, now: float) -> tuple[object, ...]:
 
 
 def state_fields(stats: StreamStats, rate: float, now: float, timestamp: int) -> dict[str, object]:
-    """A stream's field of the status hash. rate: messages per second; now: monotonic; timestamp: in milliseconds.
+    """A stream's field of the state hash. rate: messages per second; now: monotonic; timestamp: in milliseconds.
 
     `up` is null if nothing is known of the stream.
     `age` and the delays are in seconds: since the last message, and from a message's `ts` to its arrival.

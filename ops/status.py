@@ -1,4 +1,4 @@
-"""python main.py --status: the streams of the running collector, as its status hash in Redis has them."""
+"""python main.py --status: the streams of the running collector, as its state hash in Redis has them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from relay.redis.publisher import Publisher
 # Seconds after which a state is called old. The collector writes one every 5 s, with a delay of up to 1 s.
 OLD_AFTER = 10.0
 
-State = dict[str, dict[str, Any]]  # the status hash
+State = dict[str, dict[str, Any]]  # the state hash
 
 HEADS = (
     "stream",
@@ -45,11 +45,11 @@ def run_status(publisher: Publisher) -> int:
     try:
         state = parse_state(found)
     except ValueError as error:
-        print(f"{publisher.status} in Redis at {publisher.address} is not the state of a collector: {error}")
+        print(f"{publisher.state_key} in Redis at {publisher.address} is not the state of a collector: {error}")
         return 1
     state.pop(RESERVED_NAME, None)
     if not state:
-        print(f"No collector is running: there is no {publisher.status} in Redis at {publisher.address}")
+        print(f"No collector is running: there is no {publisher.state_key} in Redis at {publisher.address}")
         return 1
     since = age_of(state)
     lines, is_well = stream_lines(state, since)
@@ -75,10 +75,10 @@ def stream_lines(state: State, since: float) -> tuple[list[str], bool]:
 
 
 def _read_hash(publisher: Publisher) -> list[bytes]:
-    """Names and values of the status hash in turn. Raises OSError, UnicodeError, redis.RedisError."""
+    """Names and values of the state hash in turn. Raises OSError, UnicodeError, redis.RedisError."""
     connection = publisher.new_connection()
     try:
-        connection.send_command("HGETALL", publisher.status)
+        connection.send_command("HGETALL", publisher.state_key)
         found: list[bytes] = connection.read_response()
         return found
     finally:

@@ -69,3 +69,10 @@ def kind_of(func: Any) -> Kind | None:
 def is_symbol(value: object) -> bool:
     """Whether `value` can be a symbol: a str of letters of any script (Bybit lists some), digits, "_" and "-"."""
     return isinstance(value, str) and re.fullmatch(r"[\w-]+", value) is not None
+
+
+def is_pattern(value: object) -> bool:
+    """Whether `value` stands for all symbols of Bybit's list that match it: "ALL", or a str in which each "*" stands
+    for any characters, or none: "BTC*", "*USDT".
+    """
+    return value == "ALL" or (isinstance(value, str) and re.fullmatch(r"(?=.*\*)[\w*-]+", value) is not None)

@@ -191,13 +191,16 @@ def needed_redis() -> LocalRedis | None:
     """
     from conf import settings  # here, as tests and demo use this module with settings of their own
 
+    if settings.REDIS_SENTINELS or len(settings.REDIS_HOST) > 1:
+        return None  # theirs is more than one server
+    host, port = settings.REDIS_HOST[0]
     try:
-        here = socket.gethostbyname(settings.REDIS_HOST) == HOST
+        here = socket.gethostbyname(host) == HOST
         if here and not settings.REDIS_SSL and not settings.REDIS_USERNAME:  # a local one has neither
             # Whatever listens there keeps its port: a Redis may be loading, or want a password.
-            socket.create_connection((settings.REDIS_HOST, settings.REDIS_PORT), CONNECT_TIMEOUT).close()
+            socket.create_connection((host, port), CONNECT_TIMEOUT).close()
     except ConnectionRefusedError:
-        return LocalRedis(settings.REDIS_PORT, settings.REDIS_PASSWORD or "")
+        return LocalRedis(port, settings.REDIS_PASSWORD or "")
     except (OSError, UnicodeError):
         pass  # no such host, or one that hangs
     return None

@@ -109,11 +109,11 @@ def soak(seconds, redis, bybit, program, subscriber):
 
 
 def all_streams_are_up(redis):
-    """According to the status hash. A connection that was just dropped has some seconds to come back."""
+    """According to the state hash. A connection that was just dropped has some seconds to come back."""
 
     def states():
         with redis.client() as client:
-            found = [json.loads(s) for name, s in client.hgetall("stream:bybit_status").items() if name != b"*"]
+            found = [json.loads(s) for name, s in client.hgetall("stream:bybit_state").items() if name != b"*"]
         return len(found) == 4 and all(state["up"] for state in found)
 
     try:

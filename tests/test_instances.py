@@ -14,7 +14,7 @@ from relay.redis.publisher import Publisher
 from relay.redis.registry import LEADER, STANDBY, Entry
 from sandbox.redis import free_port
 
-KEY, STATUS = "stream:bybit_leader", "stream:bybit_status"
+KEY, STATE = "stream:bybit_leader", "stream:bybit_state"
 ENTRY = Entry(7, "127.0.0.1:5000", STANDBY, 3, True, 1234, "linear, 4 topics", 1)
 WHOLE = {"role": STANDBY, "behind": 0.25, "ts": 1}
 
@@ -52,7 +52,7 @@ class Instances:
         self._client.hset(f"{KEY}_instances", name, entry.encoded())
         if streams:
             texts = {stream: json.dumps(fields) for stream, fields in streams.items()}
-            self._client.hset(f"{STATUS}:{name}", mapping=texts | {"*": json.dumps(WHOLE)})
+            self._client.hset(f"{STATE}:{name}", mapping=texts | {"*": json.dumps(WHOLE)})
 
     @contextmanager
     def living(self, **entries):
@@ -75,7 +75,7 @@ class Instances:
 
     def run(self):
         """The exit code and the lines."""
-        code = run_instances(self._publisher, KEY)
+        code = run_instances(self._publisher, KEY, STATE)
         return code, self._capsys.readouterr().out.splitlines()
 
 
@@ -144,5 +144,5 @@ def test_no_registry_is_no_collector(instances):
 
 def test_a_redis_that_cannot_be_reached_is_named(capsys):
     port = free_port()
-    assert run_instances(Publisher("127.0.0.1", port), KEY) == 1
+    assert run_instances(Publisher("127.0.0.1", port), KEY, STATE) == 1
     assert capsys.readouterr().out.startswith(f"Cannot read the state from Redis at 127.0.0.1:{port}: ")

@@ -12,7 +12,7 @@ from relay.events import encoded, encoded_event
 from relay.redis.backlog import OVERHEAD, Backlog, DropNotice
 from relay.redis.pending import Pending
 from relay.redis.pipeline import MAX_DELIVERY_ATTEMPTS, WINDOW, Pipeline, Unavailable
-from relay.redis.queries import Probe, StatusHash
+from relay.redis.queries import Probe, StateHash
 from relay.redis.resp import Query, ReplyError, channel_of, parse_reply, publish_head, text_of
 
 STATUS = "status"
@@ -465,8 +465,8 @@ def test_a_replica_is_unavailable_and_a_missing_permission_is_not():
         role.on_reply([b"slave", b"host", 6379, b"connected", 0])
 
 
-def test_the_status_hash_is_written_when_it_changes_and_on_a_new_connection():
-    status = StatusHash("h", 15)
+def test_the_state_hash_is_written_when_it_changes_and_on_a_new_connection():
+    status = StateHash("h", 15)
     assert status.queries() == []
     status.write_again()
     assert status.queries() == []
@@ -478,8 +478,8 @@ def test_the_status_hash_is_written_when_it_changes_and_on_a_new_connection():
     assert len(status.queries()) == 3
 
 
-def test_a_rejected_status_hash_is_reported_once():
-    status = StatusHash("h", 15)
+def test_a_rejected_state_hash_is_reported_once():
+    status = StateHash("h", 15)
     for _ in range(2):
         status.set({"Trades": "{}"})
         status.queries()[-2].on_reply(ReplyError("NOPERM no"))

@@ -22,7 +22,7 @@ from relay.redis.pipeline import WINDOW
 from relay.redis.publisher import Publisher
 from sandbox.redis import LocalRedis
 
-CHANNEL, STATUS = "test:a", "stream:bybit_status"
+CHANNEL, STATUS, STATE = "test:a", "stream:bybit_status", "stream:bybit_state"
 # A missing reply is noticed sooner than in production, and Redis is probed more often.
 QUICK = Timeouts(reply=1.0, probe=0.1)
 
@@ -580,27 +580,27 @@ def test_a_server_that_is_no_redis_costs_one_traceback_not_one_for_each_attempt(
     assert len(caplog.records) < 5
 
 
-# The status hash.
+# The state hash.
 
 
-def test_the_status_hash_holds_the_last_state_and_expires(own_redis):
+def test_the_state_hash_holds_the_last_state_and_expires(own_redis):
     client = own_redis.client(decode_responses=True)
-    client.hset(STATUS, "a stream of another run", "{}")
-    with Running(own_redis, timeouts=Timeouts(status_expiry=1)) as publisher:
+    client.hset(STATE, "a stream of another run", "{}")
+    with Running(own_redis, timeouts=Timeouts(state_expiry=1)) as publisher:
         publisher.set_state({"Trades": "1"})
-        eventually(lambda: client.hgetall(STATUS) == {"Trades": "1"})
+        eventually(lambda: client.hgetall(STATE) == {"Trades": "1"})
         publisher.set_state({"Trades": "2"})
-        eventually(lambda: client.hgetall(STATUS) == {"Trades": "2"}, 1)
-        eventually(lambda: not client.exists(STATUS))
+        eventually(lambda: client.hgetall(STATE) == {"Trades": "2"}, 1)
+        eventually(lambda: not client.exists(STATE))
 
 
 def test_the_state_is_written_at_once_to_a_redis_that_came_back_empty(own_redis):
     with Running(own_redis, connected=True) as publisher:
         publisher.set_state({"Trades": "1"})
-        eventually(lambda: own_redis.client().exists(STATUS))
+        eventually(lambda: own_redis.client().exists(STATE))
         own_redis.kill()
         own_redis.start()
-        eventually(lambda: own_redis.client().hgetall(STATUS) == {b"Trades": b"1"}, 3)
+        eventually(lambda: own_redis.client().hgetall(STATE) == {b"Trades": b"1"}, 3)
 
 
 def test_a_new_connection_takes_fields_of_another_run_away(own_redis):
@@ -608,19 +608,19 @@ def test_a_new_connection_takes_fields_of_another_run_away(own_redis):
     client = own_redis.client()
     with Running(own_redis, connected=True) as publisher:
         publisher.set_state({"Trades": "1"})
-        eventually(lambda: client.exists(STATUS))
-        client.hset(STATUS, "a stream of another run", "{}")
+        eventually(lambda: client.exists(STATE))
+        client.hset(STATE, "a stream of another run", "{}")
         client.client_kill_filter(_type="normal", skipme=True)
-        eventually(lambda: client.hgetall(STATUS) == {b"Trades": b"1"}, 3)
+        eventually(lambda: client.hgetall(STATE) == {b"Trades": b"1"}, 3)
 
 
-RIGHTS = "resetchannels &stream:bybit_* ~stream:bybit_status -@all +publish"
+RIGHTS = "resetchannels &stream:bybit_* ~stream:bybit_state -@all +publish"
 RIGHTS += " +hset +expire +del +role +pubsub|numsub +pubsub|numpat"
 
 
 @pytest.mark.parametrize("missing", ["", "+hset"])
 def test_the_documented_permissions_are_enough(own_redis, caplog, missing):
-    """Without the right to write the status hash there is none, which is logged; messages flow all the same."""
+    """Without the right to write the state hash there is none, which is logged; messages flow all the same."""
     admin = own_redis.client(decode_responses=True)
     rights = [right for right in RIGHTS.split() if right != missing]
     admin.execute_command("ACL", "SETUSER", "collector", "on", ">p w", *rights)
@@ -631,10 +631,10 @@ def test_the_documented_permissions_are_enough(own_redis, caplog, missing):
         eventually(lambda: subscriber.messages)
         for _ in range(2):
             publisher.set_state({"Trades": "{}"})
-            eventually(lambda: "Redis rejects the status hash" in caplog.text if missing else admin.exists(STATUS))
+            eventually(lambda: "Redis rejects the state hash" in caplog.text if missing else admin.exists(STATE))
         eventually(lambda: publisher._loop.probe.expected.get(b"stream:bybit_trades") == 1)
         assert publisher.stop(time.monotonic() + 5) == 0
-    assert caplog.text.count("Redis rejects the status hash") == bool(missing)
+    assert caplog.text.count("Redis rejects the state hash") == bool(missing)
     assert {entry["object"] for entry in admin.execute_command("ACL", "LOG")} <= {missing.lstrip("+")}
 
 

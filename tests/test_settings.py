@@ -22,19 +22,29 @@ DEFAULTS = Settings(
     use_testnet=True,
     channel_type="linear",
     symbols=("BTCUSDT",),
+    option_coins=("BTC", "ETH", "SOL", "XRP", "DOGE"),
+    instruments_interval=60,
+    shard=None,
     orderbook_depth=50,
     bybit_ws_url="",
+    bybit_api_url="",
     channel_prefix="stream:bybit",
+    channel_by_symbol=False,
     reconnect_delay=2,
     reconnect_delay_max=5,
     stall_timeout=60,
-    redis_host="localhost",
     redis_port=6379,
+    redis_host=(("localhost", 6379),),
+    redis_sentinels=(),
+    redis_sentinel_master="mymaster",
+    redis_sentinel_username=None,
+    redis_sentinel_password=None,
     redis_db=0,
     redis_username=None,
     redis_password=None,
     redis_ssl=False,
     redis_buffer_mb=256,
+    redis_stream_maxlen=0,
     leader_key="",
     instance="",
     log_level="INFO",
@@ -83,16 +93,27 @@ def test_every_setting_is_a_constant_of_the_module():
         ("CHANNEL_TYPE", "Spot", "spot"),
         ("SYMBOLS", "BTCUSDT, ETHUSDT,BTCUSDT", ("BTCUSDT", "ETHUSDT")),
         ("SYMBOLS", "BTC-29MAR26,币安人生USDT,1000PEPEUSDT", ("BTC-29MAR26", "币安人生USDT", "1000PEPEUSDT")),
+        ("SYMBOLS", "ALL", ("ALL",)),
+        ("SYMBOLS", "BTC*,*USDT,*PERP,ETHUSDC", ("BTC*", "*USDT", "*PERP", "ETHUSDC")),
+        ("OPTION_COINS", "BTC, XAUT", ("BTC", "XAUT")),
+        ("INSTRUMENTS_INTERVAL", "5", 5),
+        ("SHARD", "1/3", (1, 3)),
         ("ORDERBOOK_DEPTH", "1000", 1000),
         ("BYBIT_WS_URL", "wss://stream.bybit.kz/", "wss://stream.bybit.kz"),
         ("BYBIT_WS_URL", "ws://127.0.0.1:8765", "ws://127.0.0.1:8765"),
+        ("BYBIT_API_URL", "https://api.bybit.kz/", "https://api.bybit.kz"),
         ("CHANNEL_PREFIX", "spot:bybit", "spot:bybit"),
+        ("CHANNEL_BY_SYMBOL", "yes", True),
         ("RECONNECT_DELAY", "0.5", 0.5),
         ("STALL_TIMEOUT", "0", 0),
-        ("REDIS_HOST", "::1", "::1"),
-        ("REDIS_HOST", "2001:db8::7", "2001:db8::7"),
-        ("REDIS_HOST", "redis-1.example.com", "redis-1.example.com"),
-        ("REDIS_PORT", " 6380 ", 6380),
+        ("REDIS_HOST", "::1", (("::1", 6379),)),
+        ("REDIS_HOST", "2001:db8::7", (("2001:db8::7", 6379),)),
+        ("REDIS_HOST", "[::1]:7000", (("::1", 7000),)),
+        ("REDIS_HOST", "redis-1.example.com", (("redis-1.example.com", 6379),)),
+        ("REDIS_HOST", "a, b:7001,a:6379", (("a", 6379), ("b", 7001))),
+        ("REDIS_SENTINELS", "a,b:5000", (("a", 26379), ("b", 5000))),
+        ("REDIS_SENTINEL_MASTER", "prices.eu-1", "prices.eu-1"),
+        ("REDIS_STREAM_MAXLEN", "100000", 100_000),
         ("REDIS_DB", "3", 3),
         ("REDIS_USERNAME", "collector", "collector"),
         ("REDIS_BUFFER_MB", "1.5", 1.5),
@@ -104,6 +125,11 @@ def test_every_setting_is_a_constant_of_the_module():
 def test_a_good_value_is_taken_and_nothing_else_changes(name, text, value):
     assert changed(load({name: text})) == {name.lower(): value}
     assert load({}, f"{name}={text}\n") == load({name: text})
+
+
+def test_a_port_is_that_of_every_host_without_one():
+    chosen = changed(load({"REDIS_PORT": " 6380 ", "REDIS_HOST": "a,b:7001"}))
+    assert chosen == {"redis_port": 6380, "redis_host": (("a", 6380), ("b", 7001))}
 
 
 def test_an_instance_without_a_name_is_called_after_its_host_and_process():
@@ -130,12 +156,13 @@ def test_other_variables_do_not_matter():
 
 
 BOOLEAN = "True or False"
-SYMBOLS = "symbols separated by commas, such as BTCUSDT,ETHUSDT"
+SYMBOLS = "symbols separated by commas, such as BTCUSDT,ETHUSDT,*USDC or ALL"
+CONTRACTS = "option contracts such as BTC-25JUN27-106000-P-USDT, BTC-*, ALL"
 DEPTH = "one of 1, 50, 200, 1000, the depths that Bybit has for linear"
 URL = "a base URL such as wss://stream.bybit.kz, or nothing"
 DELAY = "seconds, 0.01 to 86400"
 DELAY_MAX = "seconds, from RECONNECT_DELAY (2) to 86400"
-HOST = "a host name or address, without redis://, user, port or database"
+HOST = "host names or addresses, each with :port or without, separated by commas, without redis://, user or database"
 PORT = "a port from 1 to 65535"
 
 
@@ -153,15 +180,35 @@ PORT = "a port from 1 to 65535"
         ("RECONNECT_DELAY", DELAY, ["0", "-1", "nan", "1e10", "2s"]),
         ("RECONNECT_DELAY_MAX", DELAY_MAX, ["1", "inf"]),
         ("STALL_TIMEOUT", "seconds, 0 or more", ["nan", "never", "-1"]),
-        ("REDIS_HOST", HOST, ["", "local host", "redis://localhost", "localhost:6379", "[::1]", "/run/redis.sock"]),
+        (
+            "REDIS_HOST",
+            HOST,
+            ["", "local host", "redis://localhost", "a:", "a:0", "a:65536", "[::1]:x", "/run/redis.sock", "a,"],
+        ),
+        ("REDIS_SENTINELS", f"{HOST}, or nothing", ["a b", "sentinel://a"]),
+        ("REDIS_SENTINEL_MASTER", "the name that Sentinel gives it", ["", "my master"]),
+        ("REDIS_STREAM_MAXLEN", "a number of messages, or 0", ["-1", "many", "10000000000"]),
+        ("OPTION_COINS", "base coins such as BTC,ETH", ["", "btc", "BTC,", "BTC-*"]),
+        ("INSTRUMENTS_INTERVAL", "seconds, 1 to 86400", ["0", "never"]),
+        (
+            "SHARD",
+            "the number of this collector and how many there are, such as 1/3, or nothing",
+            ["0/3", "4/3", "1", "1/3/5"],
+        ),
+        (
+            "BYBIT_API_URL",
+            "a base URL such as https://api.bybit.kz, or nothing",
+            ["api.bybit.kz", "wss://api.bybit.kz"],
+        ),
+        ("CHANNEL_BY_SYMBOL", BOOLEAN, ["symbol"]),
         ("REDIS_PORT", PORT, ["abc", "0", "65536", "6379.0"]),
         ("REDIS_DB", "the number of a database, 0 or more", ["-1", "a"]),
         ("REDIS_SSL", BOOLEAN, ["rediss"]),
         ("REDIS_BUFFER_MB", "mebibytes, 1 or more", ["0", "256MB"]),
         (
             "LEADER_KEY",
-            "the name of a Redis key without spaces, not that of a status hash, or nothing",
-            ["stream leader", "stream:bybit_status", "stream:bybit_status:a"],
+            "the name of a Redis key without spaces, not one of the collector's own, or nothing",
+            ["stream leader", "stream:bybit_state", "stream:bybit_state:a", "stream:bybit_trades:BTCUSDT"],
         ),
         ("INSTANCE", "a name of letters, digits and . _ -, or nothing", ["a b", "a:b", "é", "a" * 101]),
         ("LOG_LEVEL", "DEBUG, INFO, WARNING or ERROR", ["verbose"]),
@@ -196,12 +243,10 @@ def test_the_depths_are_those_of_the_category(category, depths, bad):
 def test_option_takes_contracts_only(symbols):
     """Bybit acknowledges any topic on option and stays silent. The default is not a contract either."""
     environ = {"CHANNEL_TYPE": "option"} | ({"SYMBOLS": symbols} if symbols else {})
-    assert sentence(environ) == (
-        f"SYMBOLS={symbols or 'BTCUSDT'}: expected option contracts such as BTC-25JUN27-106000-P-USDT"
-    )
+    assert sentence(environ) == (f"SYMBOLS={symbols or 'BTCUSDT'}: expected {CONTRACTS}")
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"REDIS_USERNAME", "REDIS_PASSWORD"}))
+@pytest.mark.parametrize("name", sorted(name for name in NAMES if not name.endswith(("USERNAME", "PASSWORD"))))
 def test_no_sentence_shows_the_password(name):
     password = "hidden-secret"
     assert password not in sentence({name: "bad value"}, f"REDIS_PASSWORD={password}\n")
@@ -221,12 +266,12 @@ def test_the_file_is_read_and_the_environment_wins_over_it():
         "# a comment\n\nexport SYMBOLS=BTCUSDT,ETHUSDT  # another\r\n"
         "REDIS_PORT = '6380'\nREDIS_HOST=redis\nREDIS_DB=1\nREDIS_DB=2\n"
     )
-    read = {"symbols": ("BTCUSDT", "ETHUSDT"), "redis_port": 6380, "redis_host": "redis", "redis_db": 2}
+    read = {"symbols": ("BTCUSDT", "ETHUSDT"), "redis_port": 6380, "redis_host": (("redis", 6380),), "redis_db": 2}
     assert changed(load({}, text)) == read
     assert changed(load({"REDIS_PORT": "6381", "REDIS_DB": "0"}, text)) == {
         "symbols": ("BTCUSDT", "ETHUSDT"),
         "redis_port": 6381,
-        "redis_host": "redis",
+        "redis_host": (("redis", 6381),),
     }
     assert load({"REDIS_PASSWORD": ""}, "REDIS_PASSWORD=secret\n").redis_password is None, "an empty one wins too"
 
@@ -254,7 +299,8 @@ def test_such_passwords_need_no_quotes_in_the_file(password):
 
 def test_a_file_saved_by_a_windows_editor_is_read_whole():
     """Some begin a file with a byte order mark, which must not become part of the first name."""
-    assert changed(load({}, "\ufeffREDIS_PORT=6380\r\nREDIS_DB=1\r\n")) == {"redis_port": 6380, "redis_db": 1}
+    found = changed(load({}, "\ufeffREDIS_PORT=6380\r\nREDIS_DB=1\r\n"))
+    assert found == {"redis_port": 6380, "redis_host": (("localhost", 6380),), "redis_db": 1}
 
 
 @pytest.mark.parametrize(

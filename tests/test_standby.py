@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Subscriber, eventually
-from test_publisher import CHANNEL, QUICK, STATUS, Running, in_threads, numbers, without_repetitions
+from test_publisher import CHANNEL, QUICK, STATE, STATUS, Running, in_threads, numbers, without_repetitions
 
 from relay.redis.link import Timeouts
 from relay.redis.pending import Pending
@@ -123,12 +123,12 @@ def test_what_arrived_long_ago_is_pruned(redis_server):
         assert publisher.pending == 0
 
 
-def test_a_standby_writes_its_own_status_hash(own_redis):
-    with Standby(own_redis, status_key=f"{STATUS}:a") as publisher:
+def test_a_standby_writes_its_own_state_hash(own_redis):
+    with Standby(own_redis, state_key=f"{STATE}:a") as publisher:
         publisher.set_state({"Trades": "1"})
-        eventually(lambda: own_redis.client().hgetall(f"{STATUS}:a") == {b"Trades": b"1"})
-        assert not own_redis.client().exists(STATUS)
-        assert (publisher.status, publisher.status_key) == (STATUS, f"{STATUS}:a")
+        eventually(lambda: own_redis.client().hgetall(f"{STATE}:a") == {b"Trades": b"1"})
+        assert not own_redis.client().exists(STATE)
+        assert (publisher.status, publisher.state_key) == (STATUS, f"{STATE}:a")
 
 
 def test_what_did_not_fit_while_standing_by_is_announced_as_dropped_by_the_new_leader(redis_server, caplog):

@@ -12,7 +12,7 @@ from relay.redis.publisher import Publisher
 from sandbox.bybit import Bybit
 from sandbox.redis import free_port
 
-STATUS = "stream:bybit_status"
+STATE = "stream:bybit_state"
 FIELDS = {
     "up": True,
     "topics": 20,
@@ -70,9 +70,9 @@ def status(own_redis, capsys):
 
     def run(**streams):
         with own_redis.client() as client:
-            client.delete(STATUS)
+            client.delete(STATE)
             if streams:
-                client.hset(STATUS, mapping={name: json.dumps(fields) for name, fields in streams.items()})
+                client.hset(STATE, mapping={name: json.dumps(fields) for name, fields in streams.items()})
         code = run_status(publisher)
         return code, capsys.readouterr().out.splitlines()
 
@@ -124,7 +124,7 @@ def test_an_old_state_is_called_old(status):
 def test_no_hash_is_no_collector(status):
     code, [line] = status()
     assert code == 1
-    assert line.startswith(f"No collector is running: there is no {STATUS} in Redis at 127.0.0.1:")
+    assert line.startswith(f"No collector is running: there is no {STATE} in Redis at 127.0.0.1:")
 
 
 @pytest.mark.parametrize("fields", ["a text", {"what": "another program's"}], ids=str)
@@ -150,7 +150,7 @@ def test_a_name_that_no_host_can_have_is_named(capsys):
 
 def state_of(redis, *, whole=False):
     """The fields of the streams; with `whole` those of the collector as a whole."""
-    state = {name: json.loads(text) for name, text in redis.client(decode_responses=True).hgetall(STATUS).items()}
+    state = {name: json.loads(text) for name, text in redis.client(decode_responses=True).hgetall(STATE).items()}
     about = state.pop("*", {})
     return about if whole else state
 

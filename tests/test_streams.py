@@ -191,7 +191,7 @@ def test_a_wrong_entry_is_refused_in_a_sentence_that_names_it(wrong, sentence):
     assert str(problem.value) == f"STREAMS: Books: {sentence}"
 
 
-def test_the_name_that_the_status_hash_needs_is_refused():
+def test_the_name_that_the_state_hash_needs_is_refused():
     with pytest.raises(ValueError, match=r"^STREAMS: \*: the name stands for the collector as a whole$"):
         plan(name="*")
 

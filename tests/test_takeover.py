@@ -181,12 +181,12 @@ def test_what_the_operator_sees(stage):
     with stage.redis.client(decode_responses=True) as client:
 
         def about(name):
-            return json.loads(client.hget(f"stream:bybit_status:{name}", "*") or "{}")
+            return json.loads(client.hget(f"stream:bybit_state:{name}", "*") or "{}")
 
         eventually(lambda: about(leader).get("ready") and about(standby).get("ready"))
         assert (about(leader)["role"], about(leader)["term"], about(leader)["instance"]) == ("leader", 1, leader)
         assert (about(standby)["role"], about(standby)["term"]) == ("standby", 0)
-        assert not client.exists("stream:bybit_status")
+        assert not client.exists("stream:bybit_state")
     code, output = stage.asks("--status", **settings)
     lines = output.splitlines()
     assert code == 0, output

@@ -89,7 +89,7 @@ class Snapshots:
         self._side.join(deadline)
 
     def counts(self) -> Mapping[str, int]:
-        """For the status hash: messages that asked for something, and rejections, a message may have several. Any
+        """For the state hash: messages that asked for something, and rejections, a message may have several. Any
         thread.
         """
         return {"requests": self._requests, "requests_rejected": self._rejected}

@@ -45,7 +45,7 @@ class Timeouts:
     idle: between two turns of the publisher's thread when nothing happens.
     probe: between two probes of Redis's role and subscribers.
     grace: that a backlog waits for the subscribers that a restarted Redis had before.
-    status_expiry: until the status hash is gone when nobody writes it any more.
+    state_expiry: until the state hash is gone when nobody writes it any more.
     """
 
     connect: float = 2.0
@@ -55,7 +55,7 @@ class Timeouts:
     idle: float = 0.1
     probe: float = 1.0
     grace: float = 2.0
-    status_expiry: int = 15
+    state_expiry: int = 15
 
 
 DEFAULT_TIMEOUTS = Timeouts()

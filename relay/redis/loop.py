@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from relay.redis.link import Link, StoodBy, Timeouts
 from relay.redis.pipeline import Pipeline, Unavailable
-from relay.redis.queries import Probe, StatusHash
+from relay.redis.queries import Probe, StateHash
 from relay.redis.reports import RedisLog
 from relay.redis.role import Role
 
@@ -49,7 +49,7 @@ class ReconnectLoop:
         address: str,
         pipeline: Pipeline,
         role: Role,
-        status_hash: StatusHash,
+        state_hash: StateHash,
         timeouts: Timeouts,
         announce: Callable[..., None],
     ) -> None:
@@ -59,7 +59,7 @@ class ReconnectLoop:
         self.probe = Probe()
         self.wake = threading.Event()
         self._new_connection, self._address, self._timeouts = new_connection, address, timeouts
-        self._pipeline, self._role, self._status_hash = pipeline, role, status_hash
+        self._pipeline, self._role, self._state_hash = pipeline, role, state_hash
         self._announce = announce
         self._log = RedisLog(address, pipeline, role)
         self._deadline: float | None = None  # monotonic time at which stop() gives up
@@ -117,7 +117,7 @@ class ReconnectLoop:
             link = self.link = Link(connection, self._pipeline, self.wake, self._timeouts)
             try:
                 self._wait_for_subscribers(link)
-                self._status_hash.write_again()
+                self._state_hash.write_again()
                 self._drain(link)
             finally:
                 link.close()  # before others lose sight of it: stand_by() relies on nothing being in flight then
@@ -154,7 +154,7 @@ class ReconnectLoop:
             if link.open != (may_carry := self._role.may_carry(link.client)):
                 link.allow(may_carry)
                 confirmed, buffered = self._pipeline.confirmed, self._pipeline.messages
-            queries = self._status_hash.queries()
+            queries = self._state_hash.queries()
             if self.probe.subscribers is not None:  # else a probe is under way
                 self.probe.expected = self.probe.subscribers
             is_probe_due = now >= probe_at and self.probe.subscribers is not None
@@ -169,8 +169,8 @@ class ReconnectLoop:
             self._log.update()
             if error := self._role.take_error():
                 log.error("Redis does not tell CLIENT INFO: %s. Without it this instance never publishes", error)
-            if error := self._status_hash.take_error():
-                log.warning("Redis rejects the status hash %s: %s", self._status_hash.key, error)
+            if error := self._state_hash.take_error():
+                log.warning("Redis rejects the state hash %s: %s", self._state_hash.key, error)
             if not all_sent or (self._deadline is not None and self._pipeline.in_flight):
                 link.wait()
             elif not link.open or not self._pipeline.backlog.waiting_bytes:  # else a flush() found the lock taken

@@ -17,7 +17,7 @@ from relay.redis.link import DEFAULT_TIMEOUTS, StoodBy, Timeouts
 from relay.redis.loop import ReconnectLoop, connections
 from relay.redis.pending import Pending
 from relay.redis.pipeline import Pipeline
-from relay.redis.queries import StatusHash
+from relay.redis.queries import StateHash
 from relay.redis.role import Client, Role
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Publisher:
     """Publishes to the Redis at `host`:`port`. Start it with start(), end it with stop().
 
     buffer: bytes of messages kept during an outage; when it is full the oldest are dropped, counted and announced.
-    status: the channel of announce(). status_key: the key of the hash that set_state() writes, "" = as the channel.
+    status: the channel of announce(). state_key: that of the hash which set_state() writes.
     channels: those that will have messages, as far as known; the grace period is for their subscribers.
     pending: what keeps messages while another instance publishes. With it the publisher begins as a standby, which
         publishes nothing until lead(); without it the publisher leads for ever.
@@ -62,7 +62,7 @@ class Publisher:
         tls: bool = False,
         buffer: int = 256 << 20,
         status: str = "stream:bybit_status",
-        status_key: str = "",
+        state_key: str = "stream:bybit_state",
         channels: Iterable[str] = (),
         pending: Pending | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
@@ -74,13 +74,13 @@ class Publisher:
         self.publish = self._backlog.append  # not a method that calls it: this is the one call made for every message
         self._pipeline = Pipeline(self._backlog, status, _announcement_of_lost)
         self._role = Role(shared=pending is not None)
-        self._status_hash = StatusHash(status_key or status, timeouts.status_expiry)
+        self._state_hash = StateHash(state_key, timeouts.state_expiry)
         self._loop = ReconnectLoop(
             self.new_connection,
             self.address,
             self._pipeline,
             self._role,
-            self._status_hash,
+            self._state_hash,
             timeouts,
             self.announce,
         )
@@ -101,9 +101,9 @@ class Publisher:
         return self._pipeline.status
 
     @property
-    def status_key(self) -> str:
+    def state_key(self) -> str:
         """The key of the hash that set_state() writes."""
-        return self._status_hash.key
+        return self._state_hash.key
 
     @property
     def channels(self) -> list[str]:
@@ -156,10 +156,10 @@ class Publisher:
             link.flush()
 
     def set_state(self, fields: Mapping[str, str]) -> None:
-        """Replaces the state in the status hash: field by name of the stream. Any thread, never waits. The hash expires
+        """Replaces the state in the state hash: field by name of the stream. Any thread, never waits. The hash expires
         15 s after the last call.
         """
-        self._status_hash.set(fields)
+        self._state_hash.set(fields)
 
     # Leader and standby, for a publisher with `pending`. What waits and what is pending moves under the backlog's lock,
     # so whatever these calls meet, no message is lost, nor is its place among those of its topic.

@@ -1,4 +1,4 @@
-"""What Redis is asked beside publishing: its role, its subscribers, to keep the status hash. Pure.
+"""What Redis is asked beside publishing: its role, its subscribers, to keep the state hash. Pure.
 
 Queries travel in the pipeline between the messages. The replies are stored by whichever thread reads them, under the
 link's lock; the publisher's thread makes the queries and acts on the replies.
@@ -52,7 +52,7 @@ class Probe:
         return all(now.get(channel, 0) >= number for channel, number in self.expected.items())
 
 
-class StatusHash:
+class StateHash:
     """The hash that keeps the collector's state for late subscribers. It expires when nobody writes it any more."""
 
     def __init__(self, key: str, expiry: int) -> None:

@@ -34,6 +34,8 @@ PURE_MODULES = (
     "relay/redis/resp.py",
     "relay/redis/role.py",
     "relay/stats.py",
+    "sandbox/bybit/book.py",
+    "sandbox/bybit/catalogue.py",
     "sandbox/bybit/dialect.py",
     "sandbox/bybit/view.py",
     "tests/judge.py",

@@ -1,15 +1,19 @@
 """The stand-in's market and feeds: frames with Bybit's fields, and books that add up. No socket, a clock of its own."""
 
 import json
+import random
 import re
 from pathlib import Path
 
 import pytest
+from websockets.frames import Frame, Opcode
 
 import sandbox.bybit
 from sandbox.bybit import DEFAULT_SYMBOLS
+from sandbox.bybit.book import Book, Window
 from sandbox.bybit.feeds import new_feed
 from sandbox.bybit.market import Market, instrument
+from sandbox.bybit.wire import text_frame
 
 CONTRACT = DEFAULT_SYMBOLS["option"][0]
 
@@ -192,7 +196,8 @@ def test_numbers_are_written_as_each_category_does():
 
 
 @pytest.mark.parametrize(
-    "room", ["dialect", "feeds", "handshake", "market", "script", "state", "tickers", "view", "wire"]
+    "room",
+    ["book", "catalogue", "dialect", "feeds", "handshake", "market", "script", "state", "tickers", "view", "wire"],
 )
 def test_pure_rooms_import_no_clock_socket_or_thread(room):
     source = (Path(sandbox.bybit.__file__).parent / f"{room}.py").read_text()
@@ -200,3 +205,29 @@ def test_pure_rooms_import_no_clock_socket_or_thread(room):
     assert not re.search(
         r"^from sandbox\.bybit\.(connection|gate|link|loop|server|sources|writer)\b", source, re.MULTILINE
     )
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536])
+def test_a_text_frame_has_the_bytes_that_websockets_gives_it(size):
+    text = "é" * (size // 2) + "x" * (size % 2)
+    assert text_frame(text) == Frame(Opcode.TEXT, text.encode()).serialize(mask=False)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_window_is_what_the_book_shows_and_its_news_are_the_difference(seed):
+    draw = random.Random(seed)
+    book = Book(20_000, 50.0, draw)
+    book.deepen(200)
+    windows = [(side, depth, Window(side, depth)) for side in (book.bids, book.asks) for depth in (1, 50, 200)]
+    for _ in range(300):
+        for _ in range(draw.choice((0, 1, 3, 20))):
+            book.change(draw.choice((1, 50, 200)), draw.uniform(-1, 1))
+        if draw.random() < 0.3:
+            book.take(draw.random() < 0.5, draw.choice((1, 5, 30)))
+        for side, depth, window in draw.sample(windows, 3):
+            before, now = dict(window.levels), {key: side.sizes[key] for key in side.keys[-depth:]}
+            news = window.news()
+            gone = dict.fromkeys(before.keys() - now.keys(), 0)
+            assert dict(news) == gone | {key: lots for key, lots in now.items() if before.get(key) != lots}
+            assert news == sorted(set(news), reverse=True)
+            assert window.levels == now

@@ -88,7 +88,7 @@ def client():
 def stops(bybit, *clients):
     """The market stands still, and all clients have read all."""
     bybit.rate = 0
-    time.sleep(0.05)  # trades that wait for their next frame are sent after 20 ms
+    bybit.wait(lambda: not any(connection.holds_trades for connection in bybit.connections))
     for each in clients:
         each.catches_up()
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from sandbox.bybit import DEFAULT_SYMBOLS, Bybit, Script
+from sandbox.bybit.catalogue import many_symbols
 from sandbox.bybit.script import End
 
 POLL = 0.2  # seconds between two checks for a signal
@@ -17,12 +18,13 @@ POLL = 0.2  # seconds between two checks for a signal
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m sandbox.bybit",
-        description="A stand-in for Bybit's public WebSocket server. It prints BYBIT_WS_URL=..., which the collector "
-        "takes as a setting, and serves until SIGINT or SIGTERM.",
+        description="A stand-in for Bybit's public WebSocket and REST server. It prints BYBIT_WS_URL=... and "
+        "BYBIT_API_URL=..., which the collector takes as settings, and serves until SIGINT or SIGTERM.",
     )
     made.add_argument("--host", default="127.0.0.1")
     made.add_argument("--port", type=int, default=8765, help="0 = a free one (default: %(default)s)")
     made.add_argument("--symbols", help="comma list for linear and spot, e.g. BTCUSDT,ETHUSDT")
+    made.add_argument("--count", type=int, default=0, metavar="N", help="so many symbols of linear and spot")
     made.add_argument("--rate", type=float, default=200.0, help="messages a second (default: %(default)s)")
     made.add_argument("--replay", metavar="FILE", help="recorded frames instead of the generated market")
     made.add_argument("--speed", type=float, default=1.0, help="of the replay; 0 = as fast as the client reads")
@@ -46,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     symbols = dict(DEFAULT_SYMBOLS)
     if options.symbols:
         symbols["linear"] = symbols["spot"] = [name.strip() for name in options.symbols.split(",")]
+    if options.count:
+        symbols["linear"] = symbols["spot"] = many_symbols(symbols["linear"], options.count)
     script = Script(
         handshake=options.handshake or "ok",
         refuse=tuple(options.refuse),
@@ -69,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         with bybit:
             print(f"BYBIT_WS_URL={bybit.url}", flush=True)
+            print(f"BYBIT_API_URL={bybit.api_url}", flush=True)
             serve(bybit, signals, options.drop_every or math.inf)
     except (OSError, ValueError) as error:  # the port is taken, a file is missing or not what it should be
         print(f"{command.prog}: {error}", file=sys.stderr)

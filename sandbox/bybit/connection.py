@@ -18,6 +18,7 @@ from sandbox.bybit.writer import CLOSE_TIMEOUT
 if TYPE_CHECKING:
     from sandbox.bybit.sources import Source
 
+SHOWN = 8  # topics in what a test says when it fails
 HELD = 0.02  # seconds after which trades that were held back for the next frame are sent without it
 
 
@@ -44,7 +45,9 @@ class Connection(Link):
 
     def __repr__(self) -> str:
         end = "open" if self.closed is None else f"closed after {self.closed - self.accepted:.3f} s"
-        return f"<{self.path or 'no handshake'} {end}, {len(self.requests)} requests, {self.count} data, {self.topics}>"
+        topics = sorted(self.feeds)
+        shown = f"{topics[:SHOWN]} of {len(topics)} topics" if len(topics) > SHOWN else f"{topics}"
+        return f"<{self.path or 'no handshake'} {end}, {len(self.requests)} requests, {self.count} data, {shown}>"
 
     @property
     def topics(self) -> set[str]:
@@ -80,6 +83,11 @@ class Connection(Link):
             self._write_websocket()
             self._phase = Phase.CLOSING
             self.loop.later(CLOSE_TIMEOUT, self._writer.abort)
+
+    @property
+    def holds_trades(self) -> bool:
+        """Whether trades wait for the next frame of their topic, see `cut_trades`."""
+        return self._view.holds_any
 
     @on_loop
     def freeze(self) -> None:

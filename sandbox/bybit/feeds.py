@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 
+from sandbox.bybit.book import Levels, Window
 from sandbox.bybit.market import Market
 from sandbox.bybit.tickers import ticker
 from sandbox.bybit.wire import compact
@@ -17,8 +18,6 @@ WEIGHTS = {"1": 10, "25": 30, "50": 30, "100": 10, "200": 10, "1000": 5, "ticker
 LIQUIDATION_WEIGHT = 1
 # Changes of the book in one delta: 1 + lognormal, as recorded on a calm day in 2026.
 CHANGES_MEDIAN, CHANGES_SIGMA, CHANGES_MAX = 1.5, 1.1, 90
-
-Levels = list[tuple[int, int]]  # (key of `market.Side`, lots); 0 lots = the level is gone
 
 
 class Feed:
@@ -64,13 +63,11 @@ class BookFeed(Feed):
         market.book.deepen(self.depth)
         self.u = market.random.randint(10**8, 10**9)
         self.seq = market.seq
-        self.bids, self.asks = market.book.bids.top(self.depth), market.book.asks.top(self.depth)
+        self.bids, self.asks = Window(market.book.bids, self.depth), Window(market.book.asks, self.depth)
 
     def _news(self) -> tuple[Levels, Levels]:
         """Moves the window to the present book and returns the changed levels, best first."""
-        bids, asks = self.market.book.bids.top(self.depth), self.market.book.asks.top(self.depth)
-        changes = difference(self.bids, bids), difference(self.asks, asks)
-        self.bids, self.asks = bids, asks
+        changes = self.bids.news(), self.asks.news()
         if changes != ([], []):
             self.u += 1
             self.seq = self.market.next_seq()
@@ -83,13 +80,12 @@ class BookFeed(Feed):
         changes: tuple[Levels, Levels] = ([], [])
         while changes == ([], []):
             count = self.market.random.lognormvariate(CHANGES_MEDIAN, CHANGES_SIGMA)
-            for _ in range(min(CHANGES_MAX, 1 + int(count))):
-                self.market.change_book(self.depth)
+            self.market.change_book(self.depth, min(CHANGES_MAX, 1 + int(count)))
             changes = self._news()
         return self.snapshot() if self.depth == 1 else self._frame("delta", *changes)
 
     def snapshot(self) -> str:
-        return self._frame("snapshot", *(sorted(side.items(), reverse=True) for side in (self.bids, self.asks)))
+        return self._frame("snapshot", *(sorted(side.levels.items(), reverse=True) for side in (self.bids, self.asks)))
 
     def _frame(self, kind: str, bids: Levels, asks: Levels) -> str:
         head, now = self.envelope(kind, self.seq)
@@ -101,8 +97,8 @@ class BookFeed(Feed):
         )
 
     def _levels(self, levels: Levels) -> str:
-        price, size = self.market.instrument.price, self.market.instrument.size
-        return ",".join([f'["{price(key)}","{size(lots)}"]' for key, lots in levels])
+        level = self.market.instrument.level
+        return ",".join([level(key, lots) for key, lots in levels])
 
 
 class TickerFeed(Feed):
@@ -217,10 +213,3 @@ def new_feed(topic: str, market: Callable[[str], Market], contracts: Sequence[st
     if kind == "publicTrade":
         return TradeFeed(topic, [market(name) for name in contracts or (symbol,)])
     return TickerFeed(topic, market(symbol)) if kind == "tickers" else LiquidationFeed(topic, market(symbol))
-
-
-def difference(old: dict[int, int], new: dict[int, int]) -> Levels:
-    """What changed between two windows, best key first."""
-    changes = dict.fromkeys(old.keys() - new.keys(), 0)
-    changes.update(new.items() - old.items())
-    return sorted(changes.items(), reverse=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+
+from sandbox.bybit.book import Book
 
 # Price, tick, decimals of a price and of a size, as on linear.
 COINS = {
@@ -54,6 +56,17 @@ class Instrument:
     def size(self, lots: float) -> str:
         return self.number(lots / 10**self.size_decimals, self.size_decimals) if lots else "0"
 
+    def level(self, ticks: float, lots: float) -> str:
+        """A level of an order book, as JSON; 0 lots = it is gone."""
+        if not lots or self.category in ("spot", "option"):
+            return f'["{self.price(ticks)}","{self.size(lots)}"]'
+        return self._level % (abs(ticks) * self.tick, lots / 10**self.size_decimals)
+
+    @cached_property
+    def _level(self) -> str:
+        """A template: of all that a message costs, formatting numbers was a quarter."""
+        return f'["%.{self.decimals}f","%.{self.size_decimals}f"]'
+
     def number(self, value: float, decimals: int) -> str:
         """Fixed decimals on linear and inverse; spot and option trim zeros."""
         text = f"{value:.{decimals}f}"
@@ -82,103 +95,6 @@ def invented_coin(symbol: str) -> tuple[float, float, int, int]:
     magnitude = code % 6 - 2
     decimals = max(0, 4 - magnitude)
     return 10.0**magnitude * (1 + code // 6 % 8), 10.0 ** (magnitude - 4), decimals, max(0, magnitude)
-
-
-class Side:
-    """One side of an order book. A key is the price in ticks, negated for asks: the greatest key is the best."""
-
-    def __init__(self) -> None:
-        self.keys: list[int] = []
-        self.sizes: dict[int, int] = {}
-
-    @property
-    def best(self) -> int:
-        return self.keys[-1]
-
-    def put(self, key: int, lots: int) -> None:
-        if key not in self.sizes:
-            insort(self.keys, key)
-        self.sizes[key] = lots
-
-    def remove(self, key: int) -> None:
-        del self.sizes[key]
-        self.keys.remove(key)
-
-    def top(self, depth: int) -> dict[int, int]:
-        return {key: self.sizes[key] for key in self.keys[-depth:]}
-
-
-class Book:
-    """Bids and asks, always as many levels as the deepest window needs."""
-
-    def __init__(self, start: int, level_lots: float, draw: random.Random) -> None:
-        self.bids, self.asks = Side(), Side()
-        self._level_lots, self._random = level_lots, draw
-        self._levels = 0  # per side
-        self.bids.put(start - 1, self.lots())
-        self.asks.put(-start, self.lots())
-        self.deepen(50)
-
-    @property
-    def mid(self) -> float:
-        """The middle of the spread, in ticks."""
-        return (self.bids.best - self.asks.best) / 2
-
-    def lots(self) -> int:
-        """A random size."""
-        return 1 + int(self._random.expovariate(1 / self._level_lots))
-
-    def deepen(self, depth: int) -> None:
-        """Makes the book deep enough for a window of `depth` levels on each side."""
-        self._levels = max(self._levels, depth + 10)
-        for side in (self.bids, self.asks):
-            self._fill(side)
-
-    def _fill(self, side: Side) -> None:
-        while len(side.keys) < self._levels:
-            side.put(side.keys[0] - 1 - int(self._random.expovariate(1)), self.lots())
-        while len(side.keys) > self._levels:
-            side.remove(side.keys[0])
-
-    def change(self, depth: int, pull: float) -> None:
-        """Changes, adds or removes one level among the best `depth` ones.
-
-        Every second change is near the best price. A positive `pull` (-1 to 1) makes bids disappear more often and
-        asks less often, so the price falls.
-        """
-        draw = self._random
-        bid = draw.random() < 0.5
-        side, other = (self.bids, self.asks) if bid else (self.asks, self.bids)
-        spread = -self.asks.best - self.bids.best
-        if spread > 1 and draw.random() < 0.5:
-            rank = 0  # an order inside the spread closes it
-        else:
-            rank = min(int(draw.expovariate(0.2)) if draw.random() < 0.5 else draw.randrange(depth), depth - 1)
-        key = side.keys[-1 - rank]
-        limit = side.keys[-rank] if rank else -other.best  # the next better level, or the other side
-        roll = draw.random()
-        if roll < (0.4 if rank else 0.8) and key + 1 < limit:
-            side.put(draw.randint(key + 1, limit - 1), self.lots())
-        elif roll > 0.85 - (0.1 if bid else -0.1) * pull:
-            side.remove(key)
-        else:
-            side.put(key, self.lots() + (side.sizes[key] % 2))
-        self._fill(side)
-
-    def take(self, buy: bool, orders: int) -> list[tuple[int, int]]:
-        """A market order meets that many resting orders at the best price: [(ticks, lots), ...]."""
-        side = self.asks if buy else self.bids
-        fills = []
-        for _ in range(orders):
-            key = side.best
-            lots = min(side.sizes[key], 1 + self.lots() // 4)
-            if lots == side.sizes[key]:
-                side.remove(key)
-            else:
-                side.sizes[key] -= lots
-            fills.append((abs(key), lots))
-        self._fill(side)
-        return fills
 
 
 class Statistics:
@@ -233,9 +149,11 @@ class Market:
         self.seq += self.random.randint(1, 40)
         return self.seq
 
-    def change_book(self, depth: int) -> None:
-        """Changes one of the best `depth` levels of one side."""
-        self.book.change(depth, self.pull)
+    def change_book(self, depth: int, count: int = 1) -> None:
+        """Changes `count` of the best `depth` levels of either side."""
+        pull = self.pull
+        for _ in range(count):
+            self.book.change(depth, pull)
 
     def trade(self) -> tuple[str, list[tuple[int, int, str]]]:
         """A market order takes orders off the best levels: taker side, [(ticks, lots, tick direction)]."""

@@ -36,8 +36,36 @@ class Script:
     dropped."""
 
 
+@dataclass(frozen=True)
+class RestScript:
+    """How REST is answered; the default is Bybit without any fault."""
+
+    status: int = 200
+    """HTTP."""
+    ret_code: int = 0
+    """Bybit's own: other than 0 an answer has nothing else."""
+    ret_msg: str = "Too many visits. Exceeded the API Rate Limit."
+    headers: tuple[tuple[str, str], ...] = ()
+    """More headers: ("X-Bapi-Limit-Reset-Timestamp", "4102444800000") with `ret_code=10006`."""
+    body: Literal["json", "garbage", "hang", "drip", "flood"] = "json"
+    """"garbage" is no JSON, "hang" no answer; "drip" is one without an end, byte by byte, "flood" as fast as it is
+    read."""
+    listing: Literal["whole", "empty", "half"] = "whole"
+    """"half" = the first half of the instruments that the request is about."""
+    page_size: int = 1000
+    """The most instruments in an answer, whatever the request wants."""
+    without_page: int = 0
+    """This page, from 1, is empty and the last."""
+    cursor_at_end: bool = False
+    """The last page has a cursor too; the one behind it is empty."""
+    delay: float = 0.0
+    """Seconds until the answer."""
+
+
 class Knobs:
     """How the server treats all connections alike. Each may be set at any time, from any thread."""
+
+    rest: RestScript = RestScript()
 
     own_ts: bool = False
     """Each connection has a `ts` of its own: it differs by some ms, and nothing else of the frame does."""

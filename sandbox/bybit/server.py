@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from sandbox.bybit.catalogue import CONTINUOUS, Catalogue
 from sandbox.bybit.connection import Connection
 from sandbox.bybit.gate import Gate
 from sandbox.bybit.loop import LoopThread, on_loop
+from sandbox.bybit.rest import Entrance, Rest
 from sandbox.bybit.script import Knobs, Script
 from sandbox.bybit.sources import GeneratedMarket, Replay, Source
 from sandbox.bybit.state import Made
@@ -20,6 +22,7 @@ from sandbox.bybit.view import View
 from sandbox.bybit.wire import text_frame, topic_of
 
 R = TypeVar("R")
+Frames = list[Made]
 
 DEFAULT_SYMBOLS: dict[str, Sequence[str]] = {
     "spot": ("BTCUSDT", "ETHUSDT", "SOLUSDT", "DOGEUSDT", "XRPUSDT"),
@@ -44,7 +47,8 @@ class Bybit(Knobs):
         replay: a TSV of Unix seconds and frame; data then comes from it, for each acknowledged request from the
             file's beginning, and its topics are known beside those of `symbols`.
         speed: of the replay; 0 = as fast as the client reads.
-        script: one per connection in the order of TCP accept; `then` is for all later ones. None = without faults.
+        script: one per connection, in the order in which their first bytes arrive; `then` is for all later ones.
+            None = without faults.
         tls: certificate and key file.
         port: 0 = a free one.
         doors: how many ports lead to it, each further one a free one; `Connection.port` tells who came by which.
@@ -54,7 +58,9 @@ class Bybit(Knobs):
         repush: seconds after which an unchanged depth-1 book is sent again.
 
     Attributes:
-        connections: all there were, in the order of TCP accept.
+        connections: all there were, in the order in which their first bytes arrived; without those of REST.
+        rest_requests: the queries that REST was asked: "category=spot".
+        catalogue: what REST lists. On the server's thread.
         loop: the server's thread.
     """
 
@@ -80,9 +86,12 @@ class Bybit(Knobs):
         self.record, self.idle_cut = record, idle_cut
         self.connections: list[Connection] = []
         self.loop = LoopThread("bybit", self._close)
+        self.rest_requests: list[str] = []
         self._random = random.Random(seed)
+        self._guests: set[asyncio.Transport] = set()  # that are not in `connections`
         self._gates = [Gate(self.loop, host, 0 if n else port, self._accepted) for n in range(doors)]
         self._market = GeneratedMarket(DEFAULT_SYMBOLS if symbols is None else symbols, rate, repush, seed, truth)
+        self.catalogue = Catalogue(lambda: self._market.symbols)
         self._source: Source = Replay(self.loop, replay, speed, self._market) if replay else self._market
         self._tls: ssl.SSLContext | None = None
         if tls:
@@ -113,11 +122,16 @@ class Bybit(Knobs):
         return self.urls[0]
 
     @property
-    def urls(self) -> list[str]:
+    def urls(self) -> Sequence[str]:
         """The base URL of each door."""
         return [
             f"wss://localhost:{gate.port}" if self._tls else f"ws://{gate.host}:{gate.port}" for gate in self._gates
         ]
+
+    @property
+    def api_url(self) -> str:
+        """The base URL of REST: the collector's BYBIT_API_URL."""
+        return self.url.replace("ws", "http", 1)
 
     @property
     def rate(self) -> float:
@@ -144,7 +158,7 @@ class Bybit(Knobs):
         self.loop.call_soon(lambda: self._publish(topic, text, frame))
 
     @on_loop
-    def truth(self, category: str = "linear") -> dict[str, list[Made]]:
+    def truth(self, category: str = "linear") -> dict[str, Frames]:
         """Every frame of each topic since the start, in order; sent or not. Only with `truth`."""
         return self._market.truth(category)
 
@@ -152,6 +166,25 @@ class Bybit(Knobs):
     def snapshot(self, topic: str, category: str = "linear") -> str | None:
         """What a new subscriber of the topic would get first; None, if nothing."""
         return self._market.snapshot(category, topic)
+
+    @on_loop
+    def list(self, category: str, symbol: str, status: str = "Trading", phase: str = "", delivery: int = 0) -> None:
+        """Lists an instrument, or changes what is said of it. It has topics if it trades.
+
+        Args:
+            status: PreLaunch: it trades in the `phase` ContinuousTrading.
+            phase: of pre-market trading; "" = it is none.
+            delivery: Unix ms, 0 = none. Nothing happens by itself then.
+        """
+        self.catalogue.put(category, symbol, status, phase, delivery)
+        if status == "Trading" or phase == CONTINUOUS:
+            self._market.add_symbol(category, symbol)
+
+    @on_loop
+    def delist(self, category: str, symbol: str) -> None:
+        """Ends an instrument: its data ends without a word, and later subscriptions are rejected."""
+        self.catalogue.remove(category, symbol)
+        self._market.remove_symbol(category, symbol)
 
     @on_loop
     def omit(self, topic: str) -> None:
@@ -213,8 +246,10 @@ class Bybit(Knobs):
             gate.close()
         for connection in self.connections:
             connection.abort()
+        for guest in self._guests:
+            guest.abort()
 
-    def _open(self, gate: Gate) -> list[Connection]:
+    def _open(self, gate: Gate) -> Sequence[Connection]:
         return [one for one in self.connections if one.port == gate.port and one.closed is None]
 
     def _publish(self, topic: str, text: str, frame: bytes) -> None:
@@ -224,12 +259,23 @@ class Bybit(Knobs):
                 connection.data(topic, text, frame)
 
     def _accepted(self, client: socket.socket, gate: Gate) -> None:
+        if gate.hangs or self._next_script.handshake == "never tls":  # its first bytes are not read
+            self.loop.spawn(self._connect(self._new_connection(gate), client))
+        else:
+            entrance = Entrance(lambda: self._new_connection(gate), lambda: Rest(self, self.loop.later), self._guests)
+            self.loop.spawn(self._connect(entrance, client))
+
+    @property
+    def _next_script(self) -> Script:
+        return self.script[0] if self.script else self.then
+
+    def _new_connection(self, gate: Gate) -> Connection:
         script = HANGING if gate.hangs else self.script.pop(0) if self.script else self.then
         view = View(self, len(self.connections))
         connection = Connection(self.loop, self._source, script, self._new_id(), self.record, view, gate.port)
         self.connections.append(connection)
         self.loop.notify()
-        self.loop.spawn(self._connect(connection, client))
+        return connection
 
     async def _cut_idle(self) -> None:
         """Drops connections on which no frame has gone either way for long, as Bybit does: no close frame."""
@@ -239,8 +285,8 @@ class Bybit(Knobs):
                 if connection.idle >= self.idle_cut:
                     connection.drop()
 
-    async def _connect(self, connection: Connection, client: socket.socket) -> None:
-        tls = None if connection.script.handshake == "never tls" else self._tls
+    async def _connect(self, connection: Connection | Entrance, client: socket.socket) -> None:
+        tls = self._tls if isinstance(connection, Entrance) else None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, client, ssl=tls)
         except OSError:  # the client did not accept the certificate, or left

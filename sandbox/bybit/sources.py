@@ -102,6 +102,32 @@ class GeneratedMarket:
         if self._moving is None:
             self._share_trades()
 
+    def add_symbol(self, category: str, symbol: str) -> None:
+        """A new symbol. Topics that were subscribed before it was there have to be subscribed again."""
+        names = self.symbols.get(category, ())
+        if symbol in names:
+            return
+        self.symbols = {**self.symbols, category: [*names, symbol]}
+        for feed in self._trades_of_coin(category, symbol):
+            feed.markets = [*feed.markets, self._market(category, symbol)]
+
+    def remove_symbol(self, category: str, symbol: str) -> None:
+        """Ends the data of a symbol, also where it is subscribed."""
+        self.symbols = {**self.symbols, category: [name for name in self.symbols.get(category, ()) if name != symbol]}
+        market = self._markets.pop((category, symbol), None)
+        for key, feed in list(self._feeds.items()):
+            if market in feed.markets:
+                feed.markets = [each for each in feed.markets if each is not market]
+                if not feed.markets:
+                    del self._feeds[key]
+                    self._subscribers.pop(feed, None)
+                    self._moving = None
+
+    def _trades_of_coin(self, category: str, symbol: str) -> Iterable[Feed]:
+        """The feed that carries the trades of an option contract beside those of others."""
+        feed = self._feeds.get((category, f"publicTrade.{symbol.split('-')[0]}")) if category == "option" else None
+        return [feed] if feed else []
+
     def snapshot(self, category: str, topic: str) -> str | None:
         feed = self._feed(category, topic)
         return feed.snapshot() if feed else None

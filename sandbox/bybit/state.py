@@ -59,6 +59,8 @@ class Delivery:
         self.last = text
         if self.record:
             self.texts.append(text)
+        if not self.waiting:
+            return []
         due = [reply for count, reply in self.waiting if count <= self.count]
         self.waiting = [(count, reply) for count, reply in self.waiting if count > self.count]
         return due

@@ -81,6 +81,11 @@ class View:
         """Whether trades wait for the next frame, or for `release`."""
         return topic in self._held
 
+    @property
+    def holds_any(self) -> bool:
+        """The same for any topic."""
+        return bool(self._held)
+
     def release(self, topic: str) -> list[str]:
         """The trades that were held back, as a frame."""
         head, trades = self._held.pop(topic, ("", []))

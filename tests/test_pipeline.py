@@ -10,8 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from relay.events import encoded, encoded_event
 from relay.redis.backlog import OVERHEAD, Backlog, DropNotice
+from relay.redis.durable import DurablePipeline
 from relay.redis.pending import Pending
-from relay.redis.pipeline import MAX_DELIVERY_ATTEMPTS, WINDOW, Pipeline, Unavailable
+from relay.redis.pipeline import WINDOW, Pipeline, Unavailable
+from relay.redis.poison import MAX_DELIVERY_ATTEMPTS
 from relay.redis.queries import Probe, StateHash
 from relay.redis.resp import Query, ReplyError, channel_of, parse_reply, publish_head, text_of
 
@@ -48,11 +50,12 @@ class Delivery(RuleBasedStateMachine):
     """
 
     LIMIT = 3000
+    ACCEPTED, REJECTED = b":1\r\n", (b"-NOPERM no\r\n",)  # replies to one message
 
     def __init__(self):
         super().__init__()
         self.pending = Pending(self.LIMIT)
-        self.pipeline = Pipeline(Backlog(self.LIMIT, self.pending), STATUS, announcement)
+        self.pipeline = self.new_pipeline(Backlog(self.LIMIT, self.pending))
         self.pipeline.backlog.lead()
         self.leading = True
         self.lost_while_pending = 0  # messages, as far as lead() counted them as dropped
@@ -64,6 +67,10 @@ class Delivery(RuleBasedStateMachine):
         self.announced = Counter()  # lost messages by channel, whose announcement Redis replied to
         self.confirmed = self.rejected = 0  # messages, announcements not counted
         self.asked = self.answered = self.void = 0  # queries
+        self.retained = deque()  # commands that were confirmed and not verified, as lists of words
+
+    def new_pipeline(self, backlog):
+        return Pipeline(backlog, STATUS, announcement)
 
     # Events.
 
@@ -125,8 +132,10 @@ class Delivery(RuleBasedStateMachine):
         self.asked += 1
         self.arrive(self.pipeline.ask(Query(self.on_reply, *words)))
 
-    def on_reply(self, _reply):
+    def on_reply(self, reply):
         self.answered += 1
+        if reply[0] == b"master":
+            self.pipeline.verified()
 
     def arrive(self, data):
         self.unanswered.extend(commands_of(data))
@@ -137,16 +146,16 @@ class Delivery(RuleBasedStateMachine):
         for _ in range(min(number, len(self.unanswered))):
             words = self.unanswered.popleft()
             if words[0] != b"PUBLISH":
-                replies = {b"ROLE": b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n", b"HSET": b"-NOPERM\r\n"}
+                replies = {b"ROLE": b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n", b"HSET": b"*1\r\n-NOPERM\r\n"}
                 self.replies += replies.get(words[0], b"*2\r\n$3\r\na\r\n\r\n:1\r\n")
                 self.outcomes.append(("answered", words))
             elif accept_announcements if words[2].startswith(b"{") else b"accept" in words[2]:
-                self.replies += b":1\r\n"
+                self.replies += self.ACCEPTED
                 self.outcomes.append(("confirmed", words))
                 if not words[2].startswith(b"{"):
                     self.received.setdefault(words[1], []).append(int(words[2].split()[0]))
             else:
-                self.replies += b"-NOPERM no\r\n"
+                self.replies += self.REJECTED[self.appended % len(self.REJECTED)]
                 self.outcomes.append(("rejected", words))
 
     @precondition(lambda self: self.replies)
@@ -161,10 +170,15 @@ class Delivery(RuleBasedStateMachine):
 
     def settle(self, outcome, words):
         if outcome == "answered":
+            if words == [b"ROLE"]:
+                self.retained.clear()
             return
+        if outcome == "confirmed" and self.pipeline.retains:
+            self.retained.append(words)
         if words[2].startswith(b"{"):
             event = json.loads(words[2])
-            self.announced[event["channel"]] += event["messages"]
+            if outcome == "confirmed":
+                self.announced[event["channel"]] += event["messages"]
         elif outcome == "confirmed":
             self.confirmed += 1
         else:
@@ -179,10 +193,8 @@ class Delivery(RuleBasedStateMachine):
         if self.pipeline.dropped.total() > dropped:
             poison = messages[0]
             assert len(messages) == 1
-            if isinstance(poison, DropNotice):
-                self.announced[poison.channel] += poison.messages
-            else:
-                self.rejected += 1
+            assert not isinstance(poison, DropNotice)
+            self.rejected += 1
         self.unanswered.clear()
         self.outcomes.clear()
         self.replies = b""
@@ -190,6 +202,39 @@ class Delivery(RuleBasedStateMachine):
     @rule()
     def announce_rejected(self):
         self.pipeline.announce_rejected()
+
+    @rule(retains=st.sampled_from([True, True, False]))
+    def retain(self, retains):
+        self.pipeline.retains = retains
+
+    @rule()
+    def verify(self):
+        self.pipeline.verified()
+        self.retained.clear()
+
+    @rule(broken=st.booleans())
+    def send_again(self, broken):
+        """The server was no master: on a new connection, or between two."""
+        self.lose_connection(broken)
+        waited = self.waiting_and_in_flight()
+        number = self.pipeline.send_again()
+        assert number <= len(self.retained)
+        again = [self.retained.pop() for _ in range(number)][::-1]
+        if self.leading:
+            assert [commands_of(command)[0] for command in self.pipeline.backlog.waiting][:number] == again
+            behind = self.waiting_and_in_flight()[number:]
+            notices = behind[: len(behind) - len(waited)]
+            assert behind == notices + waited
+            assert all(isinstance(command, DropNotice) for command in notices)
+        else:
+            assert self.waiting_and_in_flight() == []
+        for words in again:
+            if words[2].startswith(b"{"):
+                event = json.loads(words[2])
+                self.announced[event["channel"]] -= event["messages"]
+            else:
+                self.confirmed -= 1
+        self.verify()
 
     # Laws.
 
@@ -215,7 +260,7 @@ class Delivery(RuleBasedStateMachine):
             if isinstance(command, DropNotice):
                 promised[command.channel] += command.messages
         lost = Counter(self.pipeline.dropped)
-        # What Redis rejects on the status channel, announcements included, is counted and not announced there.
+        # What Redis rejects on the status channel is counted and not announced there, but for announcements.
         lost[STATUS] = self.pipeline.backlog.overflowed[STATUS]
         assert promised == +lost
 
@@ -237,6 +282,14 @@ class Delivery(RuleBasedStateMachine):
                 if not isinstance(command, DropNotice) and channel_of(command) == channel
             ]
             assert numbers == sorted(numbers)
+
+    @invariant()
+    def what_is_retained_is_what_was_confirmed_last(self):
+        retained = [commands_of(command)[0] for command in self.pipeline._retained]
+        assert len(retained) == self.pipeline.retained <= len(self.retained)
+        assert retained == [*self.retained][len(self.retained) - len(retained) :]
+        assert self.pipeline._retained.bytes == size(self.pipeline._retained) + OVERHEAD * len(retained)
+        assert self.pipeline._retained.bytes <= self.LIMIT
 
     @invariant()
     def every_query_is_answered_once_or_void(self):
@@ -263,8 +316,36 @@ class Delivery(RuleBasedStateMachine):
         assert not self.pipeline.backlog.unannounced
 
 
+class DurableDelivery(Delivery):
+    """The same with Redis Streams: two commands for each message, and a reply to each of them."""
+
+    ACCEPTED = b"$15\r\n1526919030474-0\r\n:1\r\n"
+    REJECTED = (
+        b"-OOM no\r\n:1\r\n",
+        b"$15\r\n1526919030474-0\r\n-NOPERM no\r\n",
+        b"-WRONGTYPE no\r\n-NOPERM no\r\n",
+    )
+
+    def new_pipeline(self, backlog):
+        return DurablePipeline(backlog, STATUS, announcement, 1000)
+
+    def arrive(self, data):
+        commands = deque(commands_of(data))
+        while commands:
+            words = commands.popleft()
+            if words[0] == b"XADD":
+                added, words = words, commands.popleft()
+                channel, text = words[1:]
+                assert added == [b"XADD", channel, b"MAXLEN", b"~", b"1000", b"*", b"message", text]
+            else:
+                assert words[0] != b"PUBLISH"
+            self.unanswered.append(words)
+
+
 TestDelivery = Delivery.TestCase
 TestDelivery.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestDurableDelivery = DurableDelivery.TestCase
+TestDurableDelivery.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
 # Replies.
@@ -430,6 +511,119 @@ def test_an_announcement_that_is_dropped_is_announced_again():
     assert pipeline.backlog.unannounced == pipeline.dropped == {"a": 3}
 
 
+# Retention.
+
+
+def pipeline_with(*messages, limit=1 << 30):
+    """A pipeline that retains, after these were confirmed."""
+    pipeline = new_pipeline(limit)
+    pipeline.retains = True
+    for message in messages:
+        pipeline.backlog.append("a", message)
+        pipeline.take()
+        pipeline.receive(b":1\r\n")
+    return pipeline
+
+
+def texts(pipeline):
+    return [words[2] for words in commands_of(pipeline.take())]
+
+
+def test_what_a_lost_server_confirmed_goes_before_all_else():
+    pipeline = pipeline_with(b"1", b"2")
+    pipeline.backlog.append("a", b"3")
+    pipeline.take()
+    pipeline.backlog.append("a", b"4")
+    pipeline.connection_lost(broken=True)
+    assert pipeline.confirmed == pipeline.retained == 2
+    assert pipeline.send_again() == 2
+    assert (pipeline.confirmed, pipeline.retained, pipeline.messages) == (0, 0, 4)
+    assert texts(pipeline) == [b"1", b"2", b"3", b"4"]
+
+
+def test_nothing_is_retained_unless_asked():
+    pipeline = new_pipeline()
+    pipeline.backlog.append("a", b"1")
+    pipeline.take()
+    pipeline.receive(b":1\r\n")
+    assert (pipeline.retained, pipeline.send_again(), pipeline.confirmed) == (0, 0, 1)
+
+
+def test_a_reply_verifies_what_was_confirmed_before_it_and_no_more():
+    pipeline = pipeline_with(b"1")
+    pipeline.ask(Query(lambda _reply: pipeline.verified(), "ROLE"))
+    pipeline.backlog.append("a", b"2")
+    pipeline.take()
+    pipeline.receive(b"*1\r\n$6\r\nmaster\r\n:1\r\n")
+    assert pipeline.send_again() == 1
+    assert texts(pipeline) == [b"2"]
+
+
+def test_of_what_is_retained_the_oldest_go_and_nobody_is_told():
+    each = len(publish_head("a") + b"600\r\n\r\n") + 600 + OVERHEAD
+    pipeline = pipeline_with(*(b"%d" % number * 600 for number in range(5)), limit=3 * each)
+    assert pipeline.retained == 3
+    pipeline.backlog.append("a", b"5" * 600)
+    assert pipeline.send_again() == 2
+    assert [text[:1] for text in texts(pipeline)] == [b"3", b"4", b"5"]
+    assert not pipeline.dropped
+
+
+def test_a_loss_is_announced_behind_what_is_sent_again():
+    pipeline = pipeline_with(b"1", limit=1000)
+    for _ in range(2):
+        pipeline.backlog.append("a", b"x" * 500)
+    assert pipeline.send_again() == 1
+    first, second, third = texts(pipeline)
+    assert (first, third) == (b"1", b"x" * 500)
+    assert json.loads(second)["messages"] == 1
+
+
+def test_who_stands_by_sends_nothing_again_but_keeps_it_in_case_nobody_else_has_it():
+    pipeline = Pipeline(Backlog(1 << 20, Pending(1 << 20)), STATUS, announcement)
+    pipeline.retains = True
+    pipeline.backlog.lead()
+    for text in (b"1", b"2"):
+        pipeline.backlog.append("a", text)
+    pipeline.take()
+    pipeline.receive(b":1\r\n")
+    pipeline.connection_lost(broken=True)
+    pipeline.backlog.stand_by()
+    assert pipeline.send_again() == 1
+    assert (pipeline.retained, pipeline.messages, pipeline.confirmed) == (0, 0, 0)
+    pipeline.backlog.lead()
+    assert texts(pipeline) == [b"1", b"2"]
+
+
+def test_what_was_confirmed_after_the_mark_is_not_verified_with_it():
+    pipeline = pipeline_with(b"1")
+    mark = pipeline.mark()
+    pipeline.backlog.append("a", b"2")
+    pipeline.take()
+    pipeline.receive(b":1\r\n")
+    pipeline.verified(mark)
+    assert pipeline.retained == 1
+    pipeline.verified(mark)
+    assert pipeline.send_again() == 1
+    assert texts(pipeline) == [b"2"]
+
+
+def test_a_message_that_breaks_servers_is_found_although_others_are_sent_again_before_it():
+    pipeline = pipeline_with(b"1", b"2")
+    pipeline.backlog.append("a", b"poison")
+    for _ in range(2 * MAX_DELIVERY_ATTEMPTS):
+        pipeline.send_again()
+        while text := texts(pipeline):
+            if b"poison" in text:
+                pipeline.connection_lost(broken=True)
+                break
+            pipeline.receive(b":1\r\n" * len(text))
+        if pipeline.dropped:
+            break
+    assert pipeline.dropped == {"a": 1}
+    assert pipeline.confirmed == 2
+
+
 # Queries.
 
 
@@ -453,7 +647,8 @@ def test_the_grace_period_is_for_subscribers_that_were_there(before, now, back):
         channels.on_reply([b"a", counts.get("a", 0)])
         patterns.on_reply(counts.get("", 0))
         if counts is before:
-            probe.expected = probe.subscribers
+            probe.accept()
+            probe.begin()
     assert probe.all_are_back == back
 
 
@@ -478,12 +673,15 @@ def test_the_state_hash_is_written_when_it_changes_and_on_a_new_connection():
     assert len(status.queries()) == 3
 
 
-def test_a_rejected_state_hash_is_reported_once():
+def test_each_reason_why_the_state_hash_is_rejected_is_reported_once_and_so_is_the_end():
     status = StateHash("h", 15)
-    for _ in range(2):
+    told = []
+    for reply in [5, ReplyError("NOPERM no"), ReplyError("OOM a"), ReplyError("NOPERM no"), 5, 5, ReplyError("OOM a")]:
         status.set({"Trades": "{}"})
-        status.queries()[-2].on_reply(ReplyError("NOPERM no"))
-    assert (status.take_error(), status.take_error()) == ("NOPERM no", None)
+        status.queries()[-2].on_reply(reply)
+        told.append(status.take_change())
+        assert status.take_change() is None
+    assert told == [None, "NOPERM no", "OOM a", None, "", None, "OOM a"]
 
 
 # Commands and text.
@@ -512,3 +710,60 @@ def test_what_is_not_bytes_becomes_text(message, text):
     backlog = Backlog(1 << 20)
     backlog.append("a", message)
     assert text_of(backlog.waiting[0]) == text
+
+
+@pytest.mark.parametrize("made", [Pipeline, lambda *args: DurablePipeline(*args, 10)], ids=["Pub/Sub", "Streams"])
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_reply_without_an_end_is_given_up(made, asks):
+    pipeline = made(Backlog(1 << 30), STATUS, announcement)
+    pipeline.backlog.append("a", b"1")
+    pipeline.take()
+    if asks:
+        pipeline.ask(Query(lambda _: None, "ROLE"))
+    for _ in range(5):
+        pipeline.receive(b"x" * (1 << 18))
+    with pytest.raises(Unavailable, match="a reply of more than 1,048,576 bytes"):
+        pipeline.receive(b"x")
+    pipeline.connection_lost(broken=False)
+    assert pipeline.messages == 1
+
+
+def test_a_query_can_hold_any_text():
+    assert Query(lambda _: None, "HSET", "a\ud800") == b"*2\r\n$4\r\nHSET\r\n$7\r\na\\ud800\r\n"
+
+
+def messages_of(data):
+    return [words[2] for words in commands_of(data)]
+
+
+def test_a_loss_is_announced_behind_what_was_in_flight():
+    """What was dropped while Redis hung is newer than what it had got already."""
+    pipeline = new_pipeline(3000)
+    for number in range(3):
+        pipeline.backlog.append("a", b"%d" % number + b"x" * 200)
+    pipeline.take()
+    for number in range(3, 20):
+        pipeline.backlog.append("a", b"%d" % number + b"x" * 200)
+    dropped = pipeline.dropped["a"]
+    pipeline.connection_lost(broken=False)
+    sent = [text.rstrip(b"x") for text in messages_of(pipeline.take())]
+    assert sent[:5] == [b"0", b"1", b"2", announcement("a", dropped), b"%d" % (3 + dropped)]
+
+
+def test_an_announcement_that_redis_rejects_is_made_again_and_does_not_hold_up_the_end():
+    pipeline = new_pipeline()
+    pipeline.backlog.append("a", b"1")
+    pipeline.take()
+    pipeline.receive(b"-NOPERM no\r\n")
+    for _ in range(3):
+        pipeline.announce_rejected()
+        assert messages_of(pipeline.take()) == [announcement("a", 1)]
+        assert not pipeline.is_settled
+        pipeline.receive(b"-NOPERM no\r\n")
+        assert pipeline.is_settled
+    pipeline.announce_rejected()
+    pipeline.take()
+    pipeline.receive(b":1\r\n")
+    assert pipeline.dropped == {"a": 1}
+    pipeline.announce_rejected()
+    assert pipeline.take() == b""

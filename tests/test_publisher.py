@@ -18,7 +18,7 @@ import redis
 from conftest import Subscriber, eventually
 
 from relay.redis.link import Timeouts
-from relay.redis.pipeline import WINDOW
+from relay.redis.pipeline import WINDOW, Refused
 from relay.redis.publisher import Publisher
 from sandbox.redis import LocalRedis
 
@@ -127,10 +127,64 @@ def test_back_pressure_keeps_busy_threads_from_overflowing_the_buffer(redis_serv
             publisher.flush()
 
     text = b"x" * 1000
-    with Running(redis_server, buffer=16 << 20, connected=True) as publisher:
+    with Running(redis_server, buffer=16 << 20, connected=True, timeouts=Timeouts()) as publisher:
         in_threads(*[publish] * 8)
         eventually(lambda: publisher.published == 160_000, 30)
     assert not publisher.dropped
+    assert publisher.waited > 0
+
+
+class Pressed:
+    """Four threads that publish as fast as they can for a while. `longest`: seconds of the slowest flush, by thread."""
+
+    def __init__(self, publisher, seconds):
+        self.longest = []
+        end = time.monotonic() + seconds
+        in_threads(*[lambda: self._publish(publisher, end)] * 4)
+
+    def _publish(self, publisher, end):
+        longest = 0.0
+        while (now := time.monotonic()) < end:
+            publisher.publish(CHANNEL, b"x" * 1000)
+            publisher.flush()
+            longest = max(longest, time.monotonic() - now)
+        self.longest.append(longest)
+
+
+def test_readers_wait_for_room_while_redis_pauses_for_less_than_a_second(own_redis):
+    with Running(own_redis, buffer=2 << 20, connected=True, timeouts=Timeouts()) as publisher:
+        own_redis.pause()
+        resume = threading.Timer(0.5, own_redis.resume)
+        resume.start()
+        Pressed(publisher, 1.5)
+        resume.join()
+        assert publisher.waited > 1
+        assert not publisher.dropped
+
+
+def test_nobody_waits_for_a_redis_that_hangs(own_redis):
+    """Each reader finds that out once, within some more than a second; the thread of the lease never does."""
+    with Running(own_redis, buffer=2 << 20, connected=True, timeouts=Timeouts(reply=30.0)) as publisher:
+        own_redis.pause()
+        first = Pressed(publisher, 2.5)
+        assert publisher.dropped
+        assert max(first.longest) < 2
+        waited = publisher.waited
+        Pressed(publisher, 0.5)
+        assert publisher.waited == waited
+        own_redis.resume()
+
+
+def test_an_announcement_never_waits(own_redis):
+    with Running(own_redis, buffer=1 << 20, connected=True) as publisher:
+        own_redis.pause()
+        for _ in range(900):
+            publisher.publish(CHANNEL, b"x" * 1000)
+        began = time.monotonic()
+        publisher.announce("lost", "Trades", ["publicTrade.BTCUSDT"])
+        assert time.monotonic() - began < 0.5
+        assert publisher.waited == 0
+        own_redis.resume()
 
 
 def test_large_messages_arrive(redis_server):
@@ -193,6 +247,7 @@ def test_a_fault_under_load_loses_nothing_and_keeps_order(own_redis, fault):
                 load(lambda end=end: time.monotonic() > end)
                 own_redis.resume()
             else:
+                eventually(lambda: publisher.connected)
                 publisher._loop.link._sock.shutdown(socket.SHUT_RDWR)
         target = sent + 500
         load(lambda: sent >= target)
@@ -437,6 +492,54 @@ def test_a_log_that_hangs_does_not_block_publish_when_redis_rejects_a_message(ow
     assert publisher.stop(time.monotonic() + 5) == 0
 
 
+class PublishingHandler(logging.Handler):
+    """Publishes each line, as some ship their logs through Redis."""
+
+    def __init__(self, publisher):
+        super().__init__()
+        self.publisher = publisher
+
+    def emit(self, record):
+        self.publisher.publish("test:log", record.getMessage())
+        self.publisher.flush()
+
+
+def test_a_log_that_is_published_blocks_nothing_when_the_buffer_overflows(own_redis):
+    with Running(own_redis, buffer=1 << 20, connected=True) as publisher:
+        logging.getLogger().addHandler(handler := PublishingHandler(publisher))
+        try:
+            own_redis.kill()
+            for _ in range(3000):
+                publisher.publish(CHANNEL, b"x" * 1000)
+                publisher.flush()
+            own_redis.start()
+            with Subscriber(own_redis, CHANNEL) as subscriber:
+                eventually(lambda: publisher.connected and not publisher.backlog)
+                publisher.send(1)
+                eventually(lambda: subscriber.of(CHANNEL)[-1:] == [b"1"])
+        finally:
+            logging.getLogger().removeHandler(handler)
+    assert publisher.undelivered == 0
+
+
+def test_a_redis_that_is_slow_but_answers_does_not_make_the_thread_overdue(redis_server):
+    overdue = 0.0
+    with (
+        proxy(redis_server) as (port, replies),
+        Running(redis_server, port=port, timeouts=Timeouts(probe=0.1), connected=True) as publisher,
+    ):
+        for _ in range(4):
+            replies.clear()
+            for _ in range(20):
+                publisher.publish(CHANNEL, b"x" * 50_000)
+                publisher.flush()
+                time.sleep(0.02)  # together 0.4 s, in which nothing is answered
+                overdue = max(overdue, time.monotonic() - publisher.heartbeat_due)
+            replies.set()
+            eventually(lambda: not publisher.backlog)
+    assert overdue < 5
+
+
 # Rejected messages.
 
 
@@ -546,6 +649,22 @@ print((most - before) / (64 << 20))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc")
+def test_in_an_outage_what_is_confirmed_gives_way_to_what_waits(own_redis):
+    """Else both together would take twice the buffer for as long as it lasts."""
+    with Running(own_redis, buffer=1 << 20, connected=True, timeouts=Timeouts(probe=30)) as publisher:
+        pipeline = publisher._pipeline
+        pipeline.retains = True
+        for number in range(500):
+            publisher.publish(CHANNEL, b"%d" % number * 300)
+            publisher.flush()
+        eventually(lambda: pipeline.retained == 500)
+        own_redis.kill()
+        for number in range(3000):
+            publisher.publish(CHANNEL, b"%d" % number * 300)
+        eventually(lambda: pipeline.retained <= 1)
+        own_redis.start()
+
+
 def test_a_full_buffer_takes_little_more_memory_than_its_limit():
     root = Path(__file__).resolve().parent.parent
     ran = subprocess.run([sys.executable, "-c", FILL], capture_output=True, text=True, check=True, cwd=root)
@@ -594,6 +713,26 @@ def test_the_state_hash_holds_the_last_state_and_expires(own_redis):
         eventually(lambda: not client.exists(STATE))
 
 
+@pytest.mark.parametrize("messages", [0, 100])
+def test_the_state_hash_goes_with_the_publisher(own_redis, messages):
+    """Nobody takes the last state for the present one."""
+    client = own_redis.client()
+    for _ in range(10):
+        with Running(own_redis, connected=True) as publisher:
+            publisher.set_state({"Trades": "1"})
+            eventually(lambda: client.exists(STATE))
+            publisher.send(*range(messages))
+        eventually(lambda: not client.exists(STATE), 1)
+
+
+def test_a_state_that_was_never_written_is_not_deleted(own_redis):
+    client = own_redis.client()
+    client.hset(STATE, "another", "{}")
+    with Running(own_redis, connected=True):
+        pass
+    assert client.exists(STATE)
+
+
 def test_the_state_is_written_at_once_to_a_redis_that_came_back_empty(own_redis):
     with Running(own_redis, connected=True) as publisher:
         publisher.set_state({"Trades": "1"})
@@ -614,8 +753,29 @@ def test_a_new_connection_takes_fields_of_another_run_away(own_redis):
         eventually(lambda: client.hgetall(STATE) == {b"Trades": b"1"}, 3)
 
 
+def test_a_second_fault_of_the_state_hash_is_logged_and_the_end_of_both(own_redis, caplog):
+    caplog.set_level("INFO")
+    admin = own_redis.client()
+    admin.execute_command("ACL", "SETUSER", "collector", "on", ">p", "+@all", "allchannels", "-hset", f"~{STATE}")
+    publisher = Publisher("127.0.0.1", own_redis.port, username="collector", password="p", timeouts=QUICK)
+    publisher.start()
+
+    def logged(words):
+        publisher.set_state({"Trades": "{}"})
+        return f"the state hash {STATE}{words}" in caplog.text
+
+    eventually(lambda: logged(": NOPERM "))
+    admin.config_set("maxmemory", 1)
+    admin.execute_command("ACL", "SETUSER", "collector", "+hset")
+    eventually(lambda: logged(": OOM "))
+    admin.config_set("maxmemory", 0)
+    eventually(lambda: logged(" again"))
+    publisher.stop(time.monotonic() + 5)
+    assert caplog.text.count("the state hash") == 3
+
+
 RIGHTS = "resetchannels &stream:bybit_* ~stream:bybit_state -@all +publish"
-RIGHTS += " +hset +expire +del +role +pubsub|numsub +pubsub|numpat"
+RIGHTS += " +hset +expire +del +role +info +pubsub|numsub +pubsub|numpat"
 
 
 @pytest.mark.parametrize("missing", ["", "+hset"])
@@ -664,6 +824,23 @@ def test_credentials_that_become_wrong_are_an_outage(own_redis, caplog):
         admin.config_set("requirepass", "")
         eventually(lambda: publisher.published >= 1)
         assert publisher.fatal is None
+
+
+def test_a_redis_that_is_replaced_by_one_that_cannot_do_is_an_outage(own_redis, caplog, monkeypatch):
+    """At the start a Cluster is a mistake of the settings; weeks later the data must not end with exit code 2."""
+    with Running(own_redis, connected=True) as publisher:
+        with monkeypatch.context() as patch, own_redis.client() as admin:
+            patch.setattr("relay.redis.cluster.Nodes._on_hello", refuse)
+            admin.client_kill_filter(_type="normal", skipme=True)
+            eventually(lambda: "it is a Cluster now" in caplog.text)
+            publisher.send(1)
+            assert publisher.fatal is None
+        eventually(lambda: publisher.published >= 1)
+    assert "Internal error" not in caplog.text
+
+
+def refuse(nodes, reply):
+    raise Refused("it is a Cluster now")
 
 
 def test_redis_over_tls(own_redis, authority, monkeypatch):

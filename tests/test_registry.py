@@ -301,8 +301,8 @@ def test_collectors_of_different_topics_are_told_apart(world):
     assert world.registry.differing("", world.now) is None
 
 
-def stream(topics, subscribed, rejected=0, watched=True):
-    return StreamStats(topics=topics, subscribed=subscribed, rejected=rejected, watched=watched)
+def stream(topics, subscribed, rejected=0, watched=True, answered=False):
+    return StreamStats(topics=topics, subscribed=subscribed, rejected=rejected, watched=watched, answered=answered)
 
 
 @pytest.mark.parametrize(
@@ -313,8 +313,10 @@ def stream(topics, subscribed, rejected=0, watched=True):
         ([stream(2, 2), stream(3, 2, 1)], True, False),
         ([stream(2, 2), stream(3, 0)], False, True),
         ([stream(2, 2), stream(0, 0)], False, True),
+        ([stream(2, 2), stream(0, 0, answered=True)], True, False),
         ([stream(2, 2), stream(1, 0, 1)], True, False),
         ([stream(2, 2), stream(0, 0, watched=False)], True, False),
+        ([stream(2, 2), StreamStats(topics=1, subscribed=1, answered=True, waits=True)], False, False),
         ([], False, False),
     ],
 )

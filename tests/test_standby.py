@@ -369,12 +369,37 @@ def test_standing_by_in_a_flood_loses_nothing_and_sends_nothing_more(own_redis):
                 # Redis has closed the connection when the next one is there: nothing of it is still on its way.
                 eventually(lambda former=former: publisher.client not in (former, None))
                 eventually(lambda former=former: is_gone(own_redis, former))
-                pending, seen = publisher.pending, eventually(lambda: len(subscriber.messages))
+                # The subscriber may be behind Redis: it has all that was sent when it has this.
+                turn = b"%d" % publisher.pending
+                own_redis.client().publish("test:marker", turn)
+                eventually(lambda turn=turn: turn in subscriber.of("test:marker"), 30)
+                pending, seen = publisher.pending, len(subscriber.messages)
                 eventually(lambda pending=pending: publisher.pending > pending + 500)
                 assert len(subscriber.messages) == seen
                 publisher.leads()
         eventually(lambda: publisher.backlog == 0)
         eventually(lambda: all(in_order(subscriber, name) == list(range(sent)) for name, sent in load.sent.items()))
+
+
+@pytest.mark.parametrize("end", ["stand_by", "divert"])
+def test_nobody_waits_for_room_on_a_standby(own_redis, end):
+    """Whoever waits when it becomes one goes on at once."""
+    with Standby(own_redis, buffer=1 << 20, timeouts=Timeouts(reply=10.0)) as publisher:
+        publisher.leads()
+        own_redis.pause()
+        for _ in range(1000):
+            publisher.publish(CHANNEL, b"x" * 1000)
+        reader = threading.Thread(target=publisher.flush)
+        reader.start()
+        reader.join(0.1)
+        assert reader.is_alive()
+        getattr(publisher, end)()
+        reader.join(0.5)
+        assert not reader.is_alive()
+        began = time.monotonic()
+        publisher.send(1)
+        assert time.monotonic() - began < 0.5
+        own_redis.resume()
 
 
 def is_gone(server, client):

@@ -7,15 +7,29 @@ from threading import Lock
 from typing import Any
 
 from relay.events import encoded
-from relay.redis.pending import Pending, identify
+from relay.redis.lines import identify
+from relay.redis.pending import Pending
 from relay.redis.resp import channel_of, publish_head, text_of
 
 # Bytes that a message takes in memory beside its text.
 OVERHEAD = 64
+# Channels whose names are remembered: so many of the latest, and as many before these. Where each symbol has its own,
+# those of options come and go for ever.
+MAX_CHANNELS = 10_000
+# Channels by which losses are counted; what more there are count as one, of this name.
+MAX_COUNTED, MORE = 10_000, "more channels"
+# Bytes waiting above which the backlog counts as crowded, and the share of the limit above which readers wait for room:
+# the rest is for what is in flight, and for what all readers together read before they notice.
+CROWDED, HALF_FULL = 1 << 20, 0.5
 # Messages that stand_by() moves in one go: what others wait for its lock meanwhile is a fraction of a millisecond.
 MOVED_AT_ONCE = 200
 
 _DIVERTED = -1  # a limit that every message exceeds
+
+
+def count_lost(lost: Counter[str], channel: str, messages: int = 1) -> None:
+    """Adds lost messages to a count that is kept for ever."""
+    lost[channel if channel in lost or len(lost) < MAX_COUNTED else MORE] += messages
 
 
 class DropNotice(bytes):
@@ -54,19 +68,34 @@ class Backlog:
         self._threshold = limit if pending is None else _DIVERTED
         # Written by the pipeline, that is by the holder of the link's lock. It counts against the limit.
         self.in_flight_bytes = 0
-        self._heads = {channel: publish_head(channel) for channel in channels}  # the beginning of PUBLISH, by channel
+        # The beginning of PUBLISH by channel: of those that were named and the latest, and of those before these.
+        self._named = {channel: publish_head(channel) for channel in channels}
+        self._heads = self._named.copy()
+        self._older: dict[str, bytes] = {}
         # Guards all below: every change is made under it. A single number or truth may be read without it. append()
         # takes it on threads that must never wait: whoever holds it only moves and counts.
         self._lock = Lock()
+        self._stands_by = pending is not None  # from stand_by() to lead()
         self.waiting: deque[bytes] = deque()  # commands, oldest first
         self.waiting_bytes = 0
         self.overflowed: Counter[str] = Counter()  # messages dropped since the start, by channel
         self.unannounced: Counter[str] = Counter()  # lost messages that no DropNotice announces yet, by channel
+        self.waited = 0.0  # seconds of back-pressure since the start, of all threads together
+
+    @property
+    def crowded(self) -> float:
+        """Bytes waiting above which readers yield. Any thread."""
+        return min(CROWDED, self.half_full)
+
+    @property
+    def half_full(self) -> float:
+        """Bytes waiting above which readers wait for room. Any thread."""
+        return self.limit * HALF_FULL
 
     @property
     def channels(self) -> list[str]:
-        """All channels that had a message, or will. Any thread."""
-        return list(self._heads)
+        """The channels that will have a message, and those that had one: many, the latest among them. Any thread."""
+        return list(self._older | self._heads)
 
     def append(self, channel: str, message: Any) -> None:
         """Queues a message: bytes and str as they are, all else as JSON. Any thread; never waits for Redis."""
@@ -93,7 +122,11 @@ class Backlog:
             self._drop_oldest()
 
     def _head(self, channel: str) -> bytes:
-        head = self._heads[channel] = publish_head(channel)
+        """Of a channel that is not among the latest."""
+        with self._lock:
+            if len(self._heads) >= MAX_CHANNELS:
+                self._heads, self._older = self._named.copy(), self._heads
+            head = self._heads[channel] = self._older.get(channel) or publish_head(channel)
         return head
 
     def _exceeded(self, channel: str, message: bytes) -> None:
@@ -114,8 +147,13 @@ class Backlog:
                 self.unannounced[oldest.channel] += oldest.messages
             else:
                 channel = channel_of(oldest)
-                self.overflowed[channel] += 1
+                count_lost(self.overflowed, channel)
                 self.unannounced[channel] += 1
+
+    def count_waited(self, seconds: float) -> None:
+        """A thread has waited because of back-pressure. Any thread."""
+        with self._lock:
+            self.waited += seconds
 
     def add_unannounced(self, messages: Mapping[str, int]) -> None:
         """Lost messages, by channel, that wait to be announced like those that were dropped here."""
@@ -139,6 +177,20 @@ class Backlog:
         with self._lock:
             self.waiting.extendleft(reversed(commands))
             self.waiting_bytes += size
+
+    def send_again(self, commands: list[bytes]) -> int:
+        """As put_back(), for commands that were confirmed once. While this instance stands by they become pending.
+        Returns their number. Others wait for the lock as for that of stand_by().
+        """
+        for end in range(len(commands), 0, -MOVED_AT_ONCE):
+            some = commands[max(0, end - MOVED_AT_ONCE) : end]
+            size = sum(map(len, some)) + OVERHEAD * len(some)
+            with self._lock:
+                self.waiting.extendleft(reversed(some))
+                self.waiting_bytes += size
+        while self._stands_by and self._move_newest_to_pending():
+            pass
+        return len(commands)
 
     def count_with(self, in_flight: deque[bytes]) -> int:
         """The number of commands that wait here or are in flight. Any thread: move() cannot come in between."""
@@ -184,9 +236,11 @@ class Backlog:
                 commands, lost = self.pending.take()
                 self.waiting.extend(commands)
                 self.waiting_bytes += sum(map(len, commands)) + OVERHEAD * len(commands)
-                self.overflowed.update(lost)
+                for channel, messages in lost.items():
+                    count_lost(self.overflowed, channel, messages)
                 self.unannounced.update(lost)
             self._threshold = self.limit
+            self._stands_by = False
 
     def stand_by(self) -> None:
         """Diverts, and makes pending what waits: before all that is pending, in its order. Any thread.
@@ -194,6 +248,8 @@ class Backlog:
         Nothing must be in flight any more. Losses that no consumer was told of stay counted for the next lead().
         """
         self.divert()
+        with self._lock:
+            self._stands_by = self.pending is not None
         while self._move_newest_to_pending():
             pass
 

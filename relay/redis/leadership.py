@@ -17,6 +17,7 @@ from collections.abc import Collection
 from time import monotonic
 
 import redis
+from redis.exceptions import ClusterCrossSlotError, MovedError
 
 from relay.redis.lease import ATTEMPT, Lease
 from relay.redis.member import Member, Streams
@@ -51,17 +52,26 @@ class Leadership:
     close(), all three on the main thread.
 
     publisher: one with a Pending. key: of the lease. name: of this instance. prefix: of the channels. channels: on
-    which data may be published, beside those that the publisher has seen.
+    which data may be published, beside those that the publisher has seen. by_symbol: those of them beside which each
+    symbol has its own.
 
     flush: as the publisher's. heartbeat_due: monotonic time by which the thread runs again.
     """
 
-    def __init__(self, publisher: Publisher, key: str, name: str, prefix: str, channels: Collection[str]) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        key: str,
+        name: str,
+        prefix: str,
+        channels: Collection[str],
+        by_symbol: Collection[str] = (),
+    ) -> None:
         self.flush = publisher.flush
         self.heartbeat_due = math.inf
         self._publisher = publisher
         self._member = Member(Lease(publisher.new_connection, key, name), name, prefix)
-        self._standby = Standby(publisher, self._member, channels)
+        self._standby = Standby(publisher, self._member, channels, by_symbol)
         self._led: Client | None = None  # the connection that publishes; None = this is a standby
         # Written by the thread "Leader", read by the streams' threads: whom this leader could hand over to.
         self._successor: str | None = None
@@ -167,7 +177,9 @@ class Leadership:
             self._stop.decided.set()
         self._close()
         self._member.hurry()
-        if isinstance(error, redis.ResponseError):
+        if isinstance(error, MovedError | ClusterCrossSlotError):
+            pass  # a Cluster, which the publisher refuses
+        elif isinstance(error, redis.ResponseError):
             self._member.troubles.report("redis", f"LEADER_KEY {self._member.lease.key}: Redis replies: {error}")
         elif not isinstance(error, OSError | redis.RedisError):
             self._member.troubles.report("redis", f"Internal error in the leadership: {error!r}", cause=error)

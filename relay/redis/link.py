@@ -1,8 +1,8 @@
 """One life of a connection to Redis: the socket, and the lock that all who use it take.
 
-Threads: readers of Bybit call flush(), which sends what the socket takes at once; the publisher's thread calls the
-rest and does all that can take time. Nobody waits for the network or logs while holding the lock, and flush() takes the
-lock only when it is free, so no reader ever waits for it.
+Threads: readers of Bybit call flush(), which sends what the socket takes at once, and give_way(); the publisher's
+thread calls the rest and does all that can take time. Nobody waits for the network or logs while holding the lock, and
+flush() takes the lock only when it is free, so no reader ever waits for it.
 
 redis-py makes the connection (names, TLS, AUTH, SELECT); then its socket is driven from here, because its own way of
 publishing costs several times more and its retries send whole pipelines again. The one internal that this relies on,
@@ -12,10 +12,10 @@ checked in tests/test_contracts.py: Connection._get_socket(), and that nothing i
 import select
 import ssl
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import monotonic
-from typing import Any
+from time import monotonic, sleep
+from typing import Any, TypeVar
 
 import redis
 
@@ -23,10 +23,13 @@ from relay.redis.pipeline import Pipeline, Unavailable
 from relay.redis.resp import Query
 from relay.redis.role import Client
 
-# Bytes waiting above which flush() yields to the thread that sends, and the seconds that it yields at most.
-BACKPRESSURE_BYTES, BACKPRESSURE_YIELD = 1 << 20, 0.005
-# Seconds without a reply after which Redis is not counted as healthy: then nobody yields to it.
-HEALTHY = 0.1
+T = TypeVar("T")
+
+# Seconds that give_way() takes while the backlog is crowded; those that it takes at most while the backlog is half
+# full, and between two looks at whether that still makes sense.
+YIELD, PATIENCE, LOOK = 0.005, 1.0, 0.1
+# Seconds without a reply after which Redis counts as hanging: then nobody gives way to it.
+SILENCE = 1.0
 # Bytes of replies read at once; TLS gives at most one record of 16 KiB.
 CHUNK = 16384
 # flush() reads replies only when this many are due; else the publisher's thread does.
@@ -88,10 +91,13 @@ class Link:
         self._lock = threading.Lock()
         self._unsent = memoryview(b"")  # what the socket has not taken yet
         self._progress = monotonic()  # time of the last reply, or of the first command after a pause
-        self._relieved = threading.Event()  # the backlog is below BACKPRESSURE_BYTES
+        # Seconds since the last reply in which the publisher's thread watched the socket for one: not those in which
+        # this process, or this thread of it, did not get to run. Any thread resets it: at worst the next reply does.
+        self._silence = 0.0
+        self._relieved = threading.Event()  # the backlog is not half full, or this life has ended
 
-    def flush(self) -> None:
-        """Sends what waits, as far as the socket takes it now. Any thread.
+    def flush(self) -> bool:
+        """Sends what waits, as far as the socket takes it now. Any thread. Returns whether give_way() has no reason.
 
         If another thread holds the lock, it sends these messages too: every holder checks the backlog again after it
         has released the lock. flush() does so once, then leaves the rest to the publisher's thread: no reader is to be
@@ -99,12 +105,12 @@ class Link:
         """
         for _ in range(2):
             if not self._backlog.waiting_bytes or not self.open:
-                return
+                return True
             if not self._lock.acquire(blocking=False):
                 break
             try:
                 if not self.open:
-                    return
+                    return True
                 if len(self._pipeline.in_flight) >= LAZY_REPLIES:
                     self._receive()
                 if not self._send():
@@ -113,16 +119,37 @@ class Link:
             except Exception as error:  # the publisher's thread ends this life
                 self.open, self.error = False, error
                 self._wake.set()
-                return
+                return True
             finally:
                 self._lock.release()
         else:
             self._wake.set()
-        # Back-pressure: many busy readers can keep the interpreter from the thread that sends, so they yield to it.
-        # service() sets the event. If it did so just before clear(), this thread yields for the full time, no longer.
-        if self._backlog.waiting_bytes > BACKPRESSURE_BYTES and monotonic() - self._progress < HEALTHY:
+        return False
+
+    def give_way(self) -> None:
+        """Back-pressure, after a flush(). Readers of Bybit only: nothing but their own connection waits for them.
+
+        Many busy readers can keep the interpreter from the thread that sends, so they yield to it. When the buffer is
+        half full they wait for room, as TCP holds what they do not read; not earlier, as the buffer holds more than
+        TCP. Nobody waits for a Redis that is away or hangs, nor while what is published does not go there.
+        """
+        backlog = self._backlog
+        if backlog.waiting_bytes <= backlog.crowded or not self._is_relieving:
+            return
+        began = monotonic()
+        if backlog.waiting_bytes <= backlog.half_full:
+            sleep(YIELD)
+        while backlog.waiting_bytes > backlog.half_full and self._is_relieving and monotonic() - began < PATIENCE:
+            # Another thread may clear an event that was meant for this one: then this one looks again after LOOK.
             self._relieved.clear()
-            self._relieved.wait(BACKPRESSURE_YIELD)
+            if backlog.waiting_bytes > backlog.half_full and self.open:
+                self._relieved.wait(LOOK)
+        backlog.count_waited(monotonic() - began)
+
+    @property
+    def _is_relieving(self) -> bool:
+        """Whether the backlog gets shorter by itself, as far as is known."""
+        return self.open and self._silence < SILENCE and not self._backlog.diverted
 
     # The publisher's thread.
 
@@ -141,12 +168,14 @@ class Link:
                     self._unsent = memoryview(bytes(self._unsent) + self._pipeline.ask(query))
                 self._receive()
                 all_sent = self._send()
-                if self._pipeline.in_flight and monotonic() - self._progress >= self._timeouts.reply:
+                if self._is_overdue:
+                    self._receive()  # where this process hardly gets to run, sending took long enough for a reply
+                if self._is_overdue:
                     raise TimeoutError(f"no reply within {self._timeouts.reply:g} s")
             except Exception as error:
                 self.open, self.error = False, error
                 raise
-        if self._backlog.waiting_bytes <= BACKPRESSURE_BYTES:
+        if self._backlog.waiting_bytes <= self._backlog.half_full:
             self._relieved.set()
         return all_sent
 
@@ -155,12 +184,18 @@ class Link:
         may change `_unsent` now: then this waits for the wrong event, `idle` seconds at most.
         """
         self._poll.modify(self._sock, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-        self._poll.poll(self._timeouts.idle * 1000)
+        if not self._poll.poll(self._timeouts.idle * 1000):
+            self._silence += self._timeouts.idle
 
     def announce_rejected(self) -> None:
         """Announces the messages that Redis rejected since the last call."""
         with self._lock:
             self._pipeline.announce_rejected()
+
+    def exclusively(self, act: Callable[[], T]) -> T:
+        """Does what only the holder of the lock may do. It must not take time."""
+        with self._lock:
+            return act()
 
     def is_client(self, client: Client) -> None:
         """Redis knows this connection as that client. The lock is held."""
@@ -186,9 +221,14 @@ class Link:
 
     # The lock is held.
 
+    @property
+    def _is_overdue(self) -> bool:
+        return bool(self._pipeline.in_flight) and monotonic() - self._progress >= self._timeouts.reply
+
     def _end(self) -> None:
         assert self._lock.locked()
         self.open = False
+        self._relieved.set()
         if self._is_over:
             return
         self._is_over = True
@@ -229,7 +269,7 @@ class Link:
                 return
             if not data:
                 raise ConnectionResetError("Redis closed the connection")
-            self._progress = monotonic()
+            self._progress, self._silence = monotonic(), 0.0
             self._pipeline.receive(data)
             if len(data) < CHUNK:
                 return

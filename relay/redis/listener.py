@@ -11,6 +11,7 @@ from time import monotonic
 import redis
 
 from relay.log import LogOnce, shorten
+from relay.redis.endpoint import has_moved
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,9 @@ class Listener:
                 self._tick()
 
     def _listen(self) -> None:
-        """One life of the connection. Raises what ended it; returns after `stop`, and when too many requests wait."""
+        """One life of the connection. Raises what ended it; returns after `stop`, when too many requests wait, and when
+        the publisher is somewhere else.
+        """
         connection = self._new_connection()
         try:
             connection.connect()
@@ -103,6 +106,8 @@ class Listener:
                 if now - ticked >= TICK:
                     ticked = now
                     self._tick()
+                    if has_moved(connection):
+                        return
                 if now - heard >= SILENCE:
                     raise TimeoutError(f"nothing received for {SILENCE:g} s, not even the reply to a PING")
                 if now - max(heard, asked) >= PING_AFTER:
@@ -158,9 +163,11 @@ class Replies:
     # The lock is held.
 
     def _live_connection(self) -> redis.Connection:
-        """The connection: a new one where there is none, or where Redis has closed it since the last reply."""
+        """The connection: a new one where there is none, where Redis has closed it since the last reply, or where the
+        publisher is somewhere else.
+        """
         try:
-            if self._connection and self._connection.can_read():
+            if self._connection and (has_moved(self._connection) or self._connection.can_read()):
                 self._disconnect()  # nothing is due: it was closed
         except _EXPECTED:
             self._disconnect()

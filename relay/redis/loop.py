@@ -5,18 +5,18 @@ import math
 import threading
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.maint_notifications import MaintNotificationsConfig
-from redis.retry import Retry
 
+from relay.redis.endpoint import Endpoint, named
 from relay.redis.link import Link, StoodBy, Timeouts
-from relay.redis.pipeline import Pipeline, Unavailable
-from relay.redis.queries import Probe, StateHash
+from relay.redis.pipeline import Pipeline, Refused, Unavailable
+from relay.redis.queries import SLICE, Probe, StateHash
 from relay.redis.reports import RedisLog
 from relay.redis.role import Role
+from relay.redis.sentinel import Address
+from relay.redis.state import StateWriter
+from relay.redis.trust import ELSEWHERE, Trust
 
 log = logging.getLogger(__name__)
 
@@ -24,31 +24,21 @@ log = logging.getLogger(__name__)
 _EXPECTED = (OSError, UnicodeError, redis.RedisError, Unavailable)
 
 
-def connections(timeouts: Timeouts, tls: bool, **options: Any) -> Callable[..., redis.Connection]:
-    """What makes new connections, with these options of redis-py's; what it gets itself goes before them."""
-    # Not redis-py's retries (they resend whole pipelines, and sleep where no stop reaches them), not its greeting
-    # (four round trips, and rights in the ACL that nothing else here needs).
-    options |= {"retry": Retry(NoBackoff(), 0), "protocol": 2, "driver_info": None}
-    options |= {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
-    options |= {"socket_timeout": timeouts.reply, "socket_connect_timeout": timeouts.connect}
-    connection_class = redis.SSLConnection if tls else redis.Connection
-    return lambda **more: connection_class(**options | more)
-
-
 class ReconnectLoop:
     """Keeps a connection to Redis. start() starts the thread, stop() ends it.
 
     announce: gets the event and its fields when Redis is back after an outage.
-    link: the present life of the connection, any thread. probe: belongs to this thread.
+    link: the present life of the connection, any thread. trust: belongs to this thread.
     fatal, heartbeat_due: as in Publisher.
     """
 
     def __init__(
         self,
         new_connection: Callable[[], redis.Connection],
-        address: str,
+        endpoint: Endpoint,
         pipeline: Pipeline,
         role: Role,
+        trust: Trust,
         state_hash: StateHash,
         timeouts: Timeouts,
         announce: Callable[..., None],
@@ -56,12 +46,13 @@ class ReconnectLoop:
         self.fatal: str | None = None
         self.heartbeat_due = math.inf
         self.link: Link | None = None
-        self.probe = Probe()
+        self.trust = trust
         self.wake = threading.Event()
-        self._new_connection, self._address, self._timeouts = new_connection, address, timeouts
-        self._pipeline, self._role, self._state_hash = pipeline, role, state_hash
+        self._new_connection, self._endpoint, self._timeouts = new_connection, endpoint, timeouts
+        self._pipeline, self._role = pipeline, role
+        self._state = StateWriter(state_hash, new_connection)
         self._announce = announce
-        self._log = RedisLog(address, pipeline, role)
+        self._log = RedisLog(endpoint.name, pipeline, role)
         self._deadline: float | None = None  # monotonic time at which stop() gives up
         self.thread = threading.Thread(target=self._run, name="Redis", daemon=True)
 
@@ -71,17 +62,26 @@ class ReconnectLoop:
         self.wake.set()
         if self.thread.ident is not None:
             self.thread.join(max(0.0, deadline - monotonic()) + self._timeouts.idle)
+            self._endpoint.end(max(deadline, monotonic() + self._timeouts.idle))
+        self._state.stop()
         self._log.update()  # the thread has ended, or is stuck and does not log
         self._log.end_overflow()
+
+    @property
+    def probe(self) -> Probe:
+        return self.trust.probe
 
     @property
     def _is_done(self) -> bool:
         """A standby has nothing to deliver."""
         if self._deadline is None:
             return False
-        return self._pipeline.is_settled or not self._role.leading or monotonic() >= self._deadline
+        if not self._role.leading or monotonic() >= self._deadline:
+            return True
+        return self._pipeline.is_settled and not (self.trust.is_left and self._pipeline.retained)
 
     def _run(self) -> None:
+        self._endpoint.lead(self.wake.set)
         pause, is_first = self._timeouts.retry, True
         while not self._is_done:
             try:
@@ -89,18 +89,32 @@ class ReconnectLoop:
             except StoodBy:
                 self._log.connected, pause = False, self._timeouts.retry
             except Exception as error:
-                if is_first and (isinstance(error, redis.AuthenticationError) or str(error).startswith("NOAUTH")):
-                    self.fatal = f"authentication failed at Redis {self._address}: {error}"
+                if is_first and (reason := self._refusal(error)):
+                    self.fatal = reason
                     return
                 if self._log.connected:
                     pause = self._timeouts.retry
+                # Where a connection that worked was merely cut, the next one goes first.
+                if not self._log.connected or not isinstance(error, OSError) or isinstance(error, TimeoutError):
+                    self._endpoint.move_on()
                 if self._log.lost(error) and not isinstance(error, _EXPECTED):
                     log.exception("Internal error; reconnecting to Redis")
             is_first = False
+            self._pipeline.fit()  # there is no link, hence this thread owns what is retained
             self._log.update()
             if not self._is_done:
                 self._sleep(pause if self._deadline is None else self._timeouts.retry)
                 pause = min(pause * 2, self._timeouts.retry_max)
+
+    def _refusal(self, error: Exception) -> str:
+        """Why there is no sense in trying again, "" = there is. Of the first attempt only: what worked once may do so
+        again, and the backlog is kept until then.
+        """
+        if isinstance(error, Refused):
+            return f"Redis at {self._endpoint.name}: {error}"
+        if isinstance(error, redis.AuthenticationError) or str(error).startswith("NOAUTH"):
+            return f"authentication failed at Redis {self._endpoint.name}: {error}"
+        return ""
 
     def _sleep(self, seconds: float) -> None:
         """Until a reader or stop() wakes this thread, or for `seconds`."""
@@ -110,57 +124,73 @@ class ReconnectLoop:
 
     def _session(self) -> None:
         """One life of a connection. Ends with an exception, or when all is done after stop()."""
-        self.heartbeat_due = monotonic() + self._timeouts.connect + self._timeouts.reply
+        began = monotonic()
+        self.heartbeat_due = began + self._timeouts.connect + self._timeouts.reply
         connection = self._new_connection()
         try:
             connection.connect()
+            address = self._endpoint.place = connection.host, connection.port
+            if self._endpoint.several:
+                self._log.address = named(address)
             link = self.link = Link(connection, self._pipeline, self.wake, self._timeouts)
             try:
-                self._wait_for_subscribers(link)
-                self._state_hash.write_again()
-                self._drain(link)
+                self._wait_for_subscribers(link, began)
+                self._state.hash.write_again()
+                self._drain(link, address)
+                link.service(self._state.queries())  # the state is deleted
             finally:
+                self._endpoint.place = None
+                self.trust.end()
                 link.close()  # before others lose sight of it: stand_by() relies on nothing being in flight then
                 self.link = None
                 self._role.carrier = None  # Redis may give its id and address to a later one
         finally:
             connection.disconnect()
 
-    def _wait_for_subscribers(self, link: Link) -> None:
+    def _wait_for_subscribers(self, link: Link, began: float) -> None:
         """Grace period: after a restart of Redis its subscribers are gone too, and the backlog waits for those that
         were there. Raises Unavailable if Redis is not a master.
         """
         deadline = monotonic() + self._timeouts.grace
-        queries = self._role.queries(link.is_client)
+        self.probe.nodes.begin(self._role.shared)
+        queries = self._role.queries(link.is_client) + self._pipeline.greeting() + self.trust.begin()
+        is_met = False
         while not self._is_done:
-            link.service(queries + self.probe.queries(self._pipeline.backlog.channels))
+            missing = self.probe.missing
+            link.service(queries + self.probe.nodes.queries() + self.probe.queries(missing))
             queries = []
             while self.probe.subscribers is None and not self._is_done:
                 self.heartbeat_due = monotonic() + self._timeouts.idle
                 link.wait()
                 link.service()
             self._log.update()
+            if not is_met and self.probe.subscribers is not None:
+                is_met = True
+                self._log.sends_again(link.exclusively(lambda: self.trust.meet(began)))
             if self.probe.all_are_back or monotonic() >= deadline:
-                return
-            self._sleep(self._timeouts.retry)
+                break
+            if len(self.probe.missing) > len(missing) - SLICE:  # else all that were asked for are back
+                self._sleep(self._timeouts.retry)
+        self.trust.settle(monotonic())
 
-    def _drain(self, link: Link) -> None:
+    def _drain(self, link: Link, address: Address) -> None:
         """Sends what flush() could not, reads the replies, and probes Redis now and then."""
         confirmed, buffered = self._pipeline.confirmed, self._pipeline.messages
         probe_at = monotonic() + self._timeouts.probe
         while not self._is_done:
             now = monotonic()
             self.heartbeat_due = now + self._timeouts.idle
+            self._look(link, now, address)
             if link.open != (may_carry := self._role.may_carry(link.client)):
                 link.allow(may_carry)
                 confirmed, buffered = self._pipeline.confirmed, self._pipeline.messages
-            queries = self._state_hash.queries()
-            if self.probe.subscribers is not None:  # else a probe is under way
-                self.probe.expected = self.probe.subscribers
-            is_probe_due = now >= probe_at and self.probe.subscribers is not None
-            if is_probe_due:
+            queries = self._state.queries()
+            # Not while a probe is under way.
+            if is_probe_due := now >= probe_at and self.probe.subscribers is not None:
                 probe_at = now + self._timeouts.probe
-                queries += self.probe.queries(self._pipeline.backlog.channels)
+                queries += self.probe.nodes.queries() + self.probe.queries(
+                    self.trust.channels(self._pipeline.backlog.channels)
+                )
             if link.open and (is_probe_due or self._deadline is not None or self._pipeline.backlog.diverted):
                 link.announce_rejected()
             all_sent = link.service(queries)
@@ -169,12 +199,21 @@ class ReconnectLoop:
             self._log.update()
             if error := self._role.take_error():
                 log.error("Redis does not tell CLIENT INFO: %s. Without it this instance never publishes", error)
-            if error := self._state_hash.take_error():
-                log.warning("Redis rejects the state hash %s: %s", self._state_hash.key, error)
+            self._state.log_changes()
             if not all_sent or (self._deadline is not None and self._pipeline.in_flight):
                 link.wait()
             elif not link.open or not self._pipeline.backlog.waiting_bytes:  # else a flush() found the lock taken
                 self._sleep(self._timeouts.idle)
+
+    def _look(self, link: Link, now: float, address: Address) -> None:
+        """Whether this is still the right Redis. Raises Unavailable if it is to be left."""
+        asked_at = self._endpoint.asked_at  # before elsewhere()
+        leave = self.trust.look(now, asked_at, self._endpoint.elsewhere(address, self.trust.since) is not None)
+        if self.trust.marks.right is not None:
+            link.exclusively(self.trust.verify)
+        if leave or (self._deadline is not None and self._pipeline.is_settled and self.trust.is_left):
+            raise Unavailable(leave or f"{ELSEWHERE}, and this is the end")
+        self._log.doubts(self.trust.doubt)
 
     def _on_connected(self, link: Link, has_confirmed: bool, buffered: int) -> None:
         """The connection works as far as is known. A leader's has proved it when a message is confirmed."""

@@ -22,12 +22,15 @@ from relay.redis.registry import (
     something_else,
 )
 from relay.redis.role import Client
-from relay.stats import StreamStats
+from relay.stats import StreamStats, stream_of
 
 log = logging.getLogger(__name__)
 
 # Seconds between two entries in the registry.
 BEAT = 0.5
+# Seconds for which the topics of collectors that had the same may differ before that is a mistake: each reads Bybit's
+# list of instruments when it is its time.
+LISTS_DIFFER = 600.0
 
 
 class Streams(Protocol):
@@ -76,6 +79,7 @@ class Member:
         self._led_at = -math.inf  # monotonic time at which this instance was last known to lead
         self._beat = 0
         self._due = 0.0  # monotonic time of the next entry
+        self._alike_at = -math.inf  # monotonic time at which another was last seen to carry the same
 
     def watch(self, exchange: Streams) -> None:
         """Sets the streams whose state is told."""
@@ -128,6 +132,10 @@ class Member:
         self.registry.update(self.lease.read(), asked_at)
         mine, now = self.topics, monotonic()
         differing = self.registry.differing(mine, now)
+        if mine and any(entry.topics == mine for entry in self.registry.others(now).values()):
+            self._alike_at = now
+        if now - self._alike_at < LISTS_DIFFER:
+            differing = None
         self.troubles.report(
             "topics", differing and other_topics(self.lease.key, self.name, mine, *differing), logging.WARNING
         )
@@ -162,7 +170,10 @@ class Member:
         exchange, led_at = self._exchange, max(self.registry.leader_at, self._led_at)
         if exchange is None or not self.registry.term or self._complete_at <= led_at:
             return {}
-        return {name: sorted(exchange.topics.get(name, ())) for name in list(exchange.streams)}
+        missing: dict[str, list[str]] = {}
+        for name in list(exchange.streams):  # of connections
+            missing.setdefault(stream_of(name), []).extend(exchange.topics.get(name, ()))
+        return {stream: sorted(topics) for stream, topics in missing.items() if topics}
 
     def examine(self) -> None:
         """Logs what is wrong with the key of the lease, if something is."""

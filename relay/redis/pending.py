@@ -18,76 +18,16 @@ Ownership: whoever holds the lock of the Backlog that has this Pending, the lead
 from collections import Counter, deque
 from collections.abc import Iterable
 
+from relay.redis.lines import EARLY, SHIFT, Entry, Event, Identity, Line, count_out, identify
+
 # Bytes that an entry takes in memory beside its command.
 OVERHEAD = 320
-# Milliseconds by which the `ts` of the same message may differ between two connections.
-SHIFT = 1000
-# Milliseconds by which the same message may arrive earlier here than it is published by the leader.
-ARRIVAL = 3000
-# Milliseconds for which a message of the leader's is remembered that came before our copy, and how many of a topic.
-EARLY, MAX_EARLY = 5000, 4096
+# Messages of the leader's that are remembered of a topic because they came before our copies.
+MAX_EARLY = 4096
 # Topics above which the leader's messages introduce no new one: a foreign publisher might.
 MAX_TOPICS = 20_000
-
-_TS, _TOPIC, _BEGIN = b'"ts":', b'"topic":"', b'{"topic":"'
-
-Identity = tuple[bytes, int, int]
-
-
-def identify(message: bytes) -> Identity:
-    """Topic, key and position of a message. The topic is empty and the position 0 where the message has none."""
-    start = 10 if message.startswith(_BEGIN) else message.find(_TOPIC) + 9
-    topic = message[start : message.find(b'"', start)] if start > 8 else b""
-    head, _, rest = message.partition(_TS)
-    digits = rest[:13]
-    if len(digits) == 13 and digits.isdigit():
-        return topic, hash((head, rest[13:])), int(digits)
-    return topic, hash(message), 0
-
-
-def _count_out(keys: dict[int, int], key: int) -> None:
-    number = keys.pop(key)
-    if number > 1:
-        keys[key] = number - 1
-
-
-class _Line:
-    """The messages of one topic in one channel."""
-
-    __slots__ = ("early", "early_keys", "entries", "keys", "lost", "passed")
-
-    def __init__(self) -> None:
-        self.entries: deque[_Entry] = deque()  # oldest first
-        self.keys: dict[int, int] = {}  # number of entries by key
-        self.early: deque[tuple[int, int]] = deque()  # key and ms of the leader's messages that were not found
-        self.early_keys: dict[int, int] = {}  # number of these by key
-        self.passed = 0  # the position of the newest of these
-        self.lost = 0  # entries that went because of the limit; 0 again when the leader publishes something newer
-
-
-class _Entry:
-    """A message, which has a line, or an event, which has none."""
-
-    __slots__ = ("arrival", "command", "key", "line", "position", "serial")
-
-    def __init__(self, command: bytes, line: _Line | None, key: int, position: int, serial: int, arrival: int) -> None:
-        self.command = command  # b"" once the entry has gone
-        self.line, self.key, self.position = line, key, position
-        self.serial, self.arrival = serial, arrival  # by age; ms
-
-    def is_older(self, position: int, now_ms: int) -> bool:
-        """Than a message of its line that was published now."""
-        if self.position and position:
-            return self.position < position - SHIFT
-        return self.arrival < now_ms - ARRIVAL
-
-
-class _Event(_Entry):
-    __slots__ = ("topics",)
-
-    def __init__(self, command: bytes, topics: Iterable[str], serial: int, arrival: int) -> None:
-        super().__init__(command, None, 0, 0, serial, arrival)
-        self.topics = {topic.encode() for topic in topics}  # those that have nothing newer that was struck out
+# New topics after which those are forgotten that are not needed any more: contracts of options come and go for ever.
+TIDY_EVERY = 2000
 
 
 class Pending:
@@ -102,9 +42,10 @@ class Pending:
         self.bytes = self.struck = self.overflowed = 0
         self._count = 0
         self._serial = 0  # of the newest
-        self._order: deque[_Entry] = deque()  # by age; some of them have gone
-        self._lines: dict[tuple[str, bytes], _Line] = {}  # by channel and topic
-        self._events: dict[bytes, deque[_Event]] = {}  # by topic, oldest first
+        self._order: deque[Entry] = deque()  # by age; some of them have gone
+        self._lines: dict[tuple[str, bytes], Line] = {}  # by channel and topic
+        self._tidy_at, self._pruned = TIDY_EVERY, 0  # number of these; the latest `before_ms` of prune()
+        self._events: dict[bytes, deque[Event]] = {}  # by topic, oldest first
 
     def __len__(self) -> int:
         """The number of messages and events. Any thread."""
@@ -118,12 +59,12 @@ class Pending:
     def add(self, command: bytes, channel: str, message: bytes, now_ms: int) -> None:
         """Keeps a message, unless the leader has published it. now_ms: the time of its arrival, for prune()."""
         topic, key, position = identify(message)
-        line = self._lines.get((channel, topic)) or self._new_line(channel, topic)
+        line = self._lines.get((channel, topic)) or self._new_line(channel, topic, now_ms)
         self._serial = serial = self._serial + 1
         if line.early and (key in line.early_keys or 0 < position < line.passed - SHIFT):
             self._add_struck(line, topic, key)
             return
-        entry = _Entry(command, line, key, position, serial, now_ms)
+        entry = Entry(command, line, key, position, serial, now_ms)
         line.entries.append(entry)
         line.keys[key] = line.keys.get(key, 0) + 1
         self._order.append(entry)
@@ -134,7 +75,7 @@ class Pending:
         without topics, which is about this instance only, is left out.
         """
         self._serial += 1
-        event = _Event(command, topics, self._serial, now_ms)
+        event = Event(command, topics, self._serial, now_ms)
         for topic in event.topics:
             self._events.setdefault(topic, deque()).append(event)
         if event.topics:
@@ -146,8 +87,8 @@ class Pending:
     def put_before(self, command: bytes, channel: str, identity: Identity, now_ms: int) -> None:
         """Keeps a message that is older than all that is kept. identity: what identify() tells of it."""
         topic, key, position = identity
-        line = self._lines.get((channel, topic)) or self._new_line(channel, topic)
-        entry = _Entry(command, line, key, position, self._older(), now_ms)
+        line = self._lines.get((channel, topic)) or self._new_line(channel, topic, now_ms)
+        entry = Entry(command, line, key, position, self._older(), now_ms)
         line.entries.appendleft(entry)
         line.keys[key] = line.keys.get(key, 0) + 1
         self._order.appendleft(entry)
@@ -155,7 +96,7 @@ class Pending:
 
     def put_event_before(self, command: bytes, topics: Iterable[str], now_ms: int) -> None:
         """Keeps an event that is older than all that is kept."""
-        event = _Event(command, topics, self._older(), now_ms)
+        event = Event(command, topics, self._older(), now_ms)
         for topic in event.topics:
             self._events.setdefault(topic, deque()).appendleft(event)
         if event.topics:
@@ -171,7 +112,7 @@ class Pending:
         if line is None:
             if len(self._lines) >= MAX_TOPICS:
                 return
-            line = self._new_line(channel, topic)
+            line = self._new_line(channel, topic, now_ms)
         entries, newest = line.entries, None
         if key in line.keys:
             while newest is None or newest.key != key:
@@ -191,6 +132,7 @@ class Pending:
 
     def prune(self, before_ms: int) -> None:
         """Strikes out what arrived before this time. For as long as the leader is known to publish all that it gets."""
+        self._pruned = max(self._pruned, before_ms)
         while self._order and (not self._order[0].command or self._order[0].arrival < before_ms):
             oldest = self._order.popleft()
             if oldest.command:
@@ -199,26 +141,26 @@ class Pending:
                 if oldest.line is not None:
                     oldest.line.lost = 0
 
-    def _add_struck(self, line: _Line, topic: bytes, key: int) -> None:
+    def _add_struck(self, line: Line, topic: bytes, key: int) -> None:
         """Our copy of a message that the leader has published, or that is older. The newest of all."""
         if key in line.early_keys:
             found = None
             while found != key:
                 found, _ = line.early.popleft()
-                _count_out(line.early_keys, found)
+                count_out(line.early_keys, found)
             while line.entries:
                 self._strike(line.entries.popleft())
         self.struck += 1
         self._published_since(line, topic, self._serial)
 
-    def _remember(self, line: _Line, key: int, position: int, now_ms: int) -> None:
+    def _remember(self, line: Line, key: int, position: int, now_ms: int) -> None:
         line.passed = position
         line.early.append((key, now_ms))
         line.early_keys[key] = line.early_keys.get(key, 0) + 1
         while len(line.early) > MAX_EARLY or line.early[0][1] < now_ms - EARLY:
-            _count_out(line.early_keys, line.early.popleft()[0])
+            count_out(line.early_keys, line.early.popleft()[0])
 
-    def _published_since(self, line: _Line, topic: bytes, serial: int) -> None:
+    def _published_since(self, line: Line, topic: bytes, serial: int) -> None:
         """Nothing of the topic is missing up to this serial number: what was lost, and events, are overtaken."""
         line.lost = 0
         if topic in self._events:
@@ -257,15 +199,19 @@ class Pending:
 
     # Parts.
 
-    def _new_line(self, channel: str, topic: bytes) -> _Line:
-        line = self._lines[channel, topic] = _Line()
+    def _new_line(self, channel: str, topic: bytes, now_ms: int) -> Line:
+        if len(self._lines) >= self._tidy_at:
+            for name in [one for one, line in self._lines.items() if not line.is_needed(now_ms, self._pruned)]:
+                del self._lines[name]
+            self._tidy_at = len(self._lines) + TIDY_EVERY
+        line = self._lines[channel, topic] = Line()
         return line
 
     def _older(self) -> int:
         """A serial number before all others."""
         return self._order[0].serial - 1 if self._order else self._serial
 
-    def _keep(self, entry: _Entry) -> None:
+    def _keep(self, entry: Entry) -> None:
         """Counts a new entry, and drops the oldest if the limit asks for it."""
         self._count += 1
         self.bytes += len(entry.command) + OVERHEAD
@@ -278,22 +224,23 @@ class Pending:
                 self.overflowed += 1
                 if oldest.line is not None:
                     oldest.line.lost += 1
+                    oldest.line.lost_at = oldest.arrival
 
-    def _leave(self, oldest: _Entry) -> None:
+    def _leave(self, oldest: Entry) -> None:
         """Takes the oldest of all entries out of its line, or its topics, where it is the oldest too."""
         if oldest.line is not None:
             oldest.line.entries.popleft()
-        elif isinstance(oldest, _Event):
+        elif isinstance(oldest, Event):
             for topic in oldest.topics:
                 events = self._events[topic]
                 events.popleft()
                 if not events:
                     del self._events[topic]
 
-    def _strike(self, entry: _Entry) -> None:
+    def _strike(self, entry: Entry) -> None:
         """Counts an entry as struck out that has left its line. `_order` still has it, until that is tidied up."""
         if entry.line is not None:
-            _count_out(entry.line.keys, entry.key)
+            count_out(entry.line.keys, entry.key)
         self.struck += 1
         self._count -= 1
         self.bytes -= len(entry.command) + OVERHEAD

@@ -10,14 +10,16 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from relay.redis.backlog import Backlog, DropNotice
+from relay.log import LogOnce
+from relay.redis.backlog import Backlog, DropNotice, count_lost
+from relay.redis.poison import PoisonDetector
 from relay.redis.resp import Query, channel_of, parse_reply, publish_head, text_of
+from relay.redis.retained import Retained
 
 # Bytes in flight, up to the message that exceeds it: what may arrive twice when a connection breaks.
 WINDOW = 256 * 1024
-# Failed connections after which the one message in flight is held for the cause, and dropped. They take 7 s: a link
-# that is cut again and again for some seconds breaks several in a row just when the same message is sent.
-MAX_DELIVERY_ATTEMPTS = 10
+# Bytes of a reply, about: none that is asked for is nearly as long, so it is no Redis.
+MAX_REPLY = 1 << 20
 # Errors that are about the state of Redis, not about the command: the connection is given up, messages are sent again.
 UNAVAILABLE = (
     b"-BUSY",
@@ -37,6 +39,10 @@ class Unavailable(Exception):
     """Redis answers, but does not serve us in its present state."""
 
 
+class Refused(Unavailable):
+    """Redis will never serve us as it is set up: the text is a sentence for the user."""
+
+
 class Rejection(NamedTuple):
     """A message that Redis does not take, for the log. `text` is its beginning, `size` its bytes."""
 
@@ -46,38 +52,18 @@ class Rejection(NamedTuple):
     text: str
 
 
-class PoisonDetector:
-    """Finds the message that breaks connections.
-
-    When two connections in a row break with the same message as the first in flight, all that was in flight is sent one
-    by one. A message that is alone in flight when MAX_DELIVERY_ATTEMPTS connections in a row broke is poison.
-    """
-
-    def __init__(self) -> None:
-        self.one_by_one = 0  # messages still to be sent one by one
-        self._suspect: bytes | None = None
-        self._failures = 0  # connections that broke in a row with _suspect as the first message in flight
-
-    def connection_broke(self, in_flight: list[bytes]) -> bool:
-        """Returns whether the only message of `in_flight` is poison. `in_flight` is not empty."""
-        first = in_flight[0]
-        self._failures = self._failures + 1 if first is self._suspect else 1
-        self._suspect = first
-        if self._failures >= MAX_DELIVERY_ATTEMPTS and len(in_flight) == 1:
-            self._suspect = None
-            return True
-        if self._failures > 1:
-            self.one_by_one = len(in_flight)
-        return False
-
-
 class Pipeline:
     """Commands in flight and the replies to them. Survives its connections: what was in flight is sent again.
 
     backlog: where messages come from.
-    status: the channel of announcements; what Redis rejects there is not announced.
+    status: the channel of announcements. One that Redis rejects is made again; what else it rejects there is not
+        announced.
     announcement: the text that announces lost messages, from channel and number.
+    retains: whether what is confirmed is kept until verified(): if the server was no master any more, its
+        confirmations are worth nothing. Off, it costs nothing.
     """
+
+    maxlen = 0  # of the streams of a DurablePipeline
 
     def __init__(self, backlog: Backlog, status: str, announcement: Callable[[str, int], bytes]) -> None:
         self.backlog = backlog
@@ -88,9 +74,12 @@ class Pipeline:
         self._poison = PoisonDetector()
         self.rejected: Counter[str] = Counter()  # messages that Redis rejected since the start, by channel
         self._unannounced: Counter[str] = Counter()  # those of them that are not announced yet
-        self._kinds: set[tuple[str, bytes]] = set()  # channels and errors of rejections seen so far
-        self.rejections: deque[Rejection] = deque()  # the first of each kind; the publisher's thread takes them out
-        self.confirmed = 0  # messages since the start
+        self._is_denied = False  # whether Redis has rejected an announcement since the last announce_rejected()
+        self._log_once = LogOnce()
+        self.rejections: deque[Rejection] = deque()  # the first by channel and error; the publisher takes them out
+        self.confirmed = 0  # messages since the start, without those that send_again() made wait again
+        self.retains = False
+        self._retained = Retained()
 
     @property
     def messages(self) -> int:
@@ -104,8 +93,9 @@ class Pipeline:
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is left to deliver, announcements included."""
-        return not (self.messages or self._unannounced or self.backlog.unannounced)
+        """Whether nothing is left to deliver, announcements included, except for those that Redis has just rejected."""
+        unannounced = self._unannounced and not self._is_denied
+        return not (self.messages or unannounced or self.backlog.unannounced)
 
     def undelivered(self) -> int:
         """How many messages wait or are in flight, announcements not counted."""
@@ -119,17 +109,25 @@ class Pipeline:
         self.backlog.in_flight_bytes += len(query)
         return bytes(query)
 
+    def greeting(self) -> list[Query]:
+        """What a new connection is asked before the first message."""
+        return []
+
     def take(self) -> bytes:
         """The next messages to send, b"" if none waits or the window is full. Losses are announced where they are."""
+        return b"".join(self.batch())
+
+    def batch(self) -> list[bytes]:
+        """The messages of take(), which are in flight now."""
         backlog = self.backlog
         room = WINDOW - backlog.in_flight_bytes
         if self._poison.one_by_one:
             room = 0 if self.in_flight else 1
         if room <= 0:
-            return b""
+            return []
         if backlog.unannounced:
             self.announce_losses()
-        return b"".join(backlog.move(room, self.in_flight))
+        return backlog.move(room, self.in_flight)
 
     def announce_losses(self) -> None:
         """Queues an announcement of each loss before all that waits. Composed without the backlog's lock: what is
@@ -140,7 +138,7 @@ class Pipeline:
 
     def announce_rejected(self) -> None:
         """Announces the messages that Redis rejected since the last call."""
-        rejected, self._unannounced = self._unannounced, Counter()
+        rejected, self._unannounced, self._is_denied = self._unannounced, Counter(), False
         self.backlog.add_unannounced(rejected)
         self.announce_losses()
 
@@ -152,22 +150,35 @@ class Pipeline:
 
     def receive(self, data: bytes) -> None:
         """Takes bytes that Redis sent, cut anywhere. Raises Unavailable: the connection is no longer usable."""
-        data = self._tail + data
+        data = self._with_tail(data)
         if self._queries or b"-" in data:
             self._receive_each(data)
         else:  # the common case, at a third of the cost: nothing but confirmations
-            lines = data.count(b"\r\n")
-            if lines > len(self.in_flight):
-                raise Unavailable("more replies than commands")
             self._tail = data[data.rfind(b"\n") + 1 :]
-            popleft = self.in_flight.popleft
-            self._settle(lines, 0, sum([len(popleft()) for _ in range(lines)]))
+            self._confirm(data.count(b"\r\n"))
+
+    def _with_tail(self, data: bytes) -> bytes:
+        """What Redis has sent, beginning with a reply. Raises Unavailable if that has no end."""
+        if len(self._tail) > MAX_REPLY:
+            raise Unavailable(f"a reply of more than {MAX_REPLY:,} bytes")
+        return self._tail + data
+
+    def _confirm(self, messages: int) -> None:
+        """The oldest in flight are confirmed. They are no queries."""
+        if messages > len(self.in_flight):
+            raise Unavailable("more replies than commands")
+        popleft = self.in_flight.popleft
+        confirmed = [popleft() for _ in range(messages)]
+        size = sum(map(len, confirmed))
+        self._settle(messages, 0, size)
+        if self.retains:
+            self._retain(confirmed, size)
 
     def _receive_each(self, data: bytes) -> None:
         in_flight = self.in_flight
         at = messages = rejected = freed = 0
         try:
-            while (end := data.find(b"\r\n", at)) >= 0:
+            while data.find(b"\r\n", at) >= 0:
                 if not in_flight:
                     raise Unavailable("more replies than commands")
                 command = in_flight[0]
@@ -175,12 +186,17 @@ class Pipeline:
                     if (end := self._answer(command, data, at)) < 0:
                         break
                 else:
-                    if data[at] == _ERROR:
-                        self._reject(command, data[at:end])
+                    end, error = self._outcome(data, at)
+                    if end < 0:
+                        break
+                    if error:
+                        self._reject(command, error)
                         rejected += 1
+                    elif self.retains:  # now, as the next reply may be that of a query which verifies it
+                        self._retain([command], len(command))
                     messages += 1
                 freed += len(in_flight.popleft())
-                at = end + 2
+                at = end
         finally:
             self._settle(messages, rejected, freed)
             self._tail = data[at:]
@@ -192,8 +208,13 @@ class Pipeline:
         if self._poison.one_by_one:
             self._poison.one_by_one = max(0, self._poison.one_by_one - messages)
 
+    def _outcome(self, data: bytes, at: int) -> tuple[int, bytes]:
+        """The reply to a message, of which a line has come: where it ends, -1 if it is not complete; and its error."""
+        end = data.index(b"\r\n", at)
+        return end + 2, data[at:end] if data[at] == _ERROR else b""
+
     def _answer(self, query: Query, data: bytes, at: int) -> int:
-        """Hands a query its reply. Returns where the last line of the reply ends, -1 if it is not complete."""
+        """Hands a query its reply. Returns where the reply ends, -1 if it is not complete."""
         reply, after = parse_reply(data, at)
         if after < 0:
             return -1
@@ -201,18 +222,20 @@ class Pipeline:
             raise Unavailable(str(reply))
         query.on_reply(reply)
         self._queries -= 1
-        return after - 2
+        return after
 
     def _reject(self, command: bytes, error: bytes) -> None:
         if error.startswith(UNAVAILABLE_TO_MESSAGES):
             raise Unavailable(error[1:].decode(errors="replace"))
         channel = channel_of(command)
-        self.rejected[channel] += 1
-        if channel != self.status:
-            self._unannounced[channel] += 1
-        kind = channel, error[:12]
-        if kind not in self._kinds:
-            self._kinds.add(kind)
+        if isinstance(command, DropNotice):  # what it announces must be announced again
+            self._unannounced[command.channel] += command.messages
+            self._is_denied = True
+        else:
+            count_lost(self.rejected, channel)
+            if channel != self.status:
+                self._unannounced[channel] += 1
+        if self._log_once.first(error[:12].decode(errors="replace"), channel):
             text = text_of(command)
             reason, begin = error[1:].decode(errors="replace"), text[:80].decode(errors="replace")
             self.rejections.append(Rejection(channel, reason, len(text), begin))
@@ -225,4 +248,50 @@ class Pipeline:
         if broken and messages and self._poison.connection_broke(messages):
             self._reject(messages.pop(), b"-Redis closed the connection on each attempt to deliver it")
         self.backlog.in_flight_bytes = 0  # before they wait: append() must not count them twice and drop some
+        if self.backlog.unannounced:
+            self.announce_losses()  # what was dropped is newer than all that was in flight
         self.backlog.put_back(messages)
+
+    # Retention.
+
+    @property
+    def retained(self) -> int:
+        """How many confirmed messages are kept. Any thread."""
+        return len(self._retained)
+
+    def mark(self) -> int:
+        """What is confirmed by now, for verified() later. May be called by the on_reply of a query, as that."""
+        return self._retained.added
+
+    def verified(self, mark: int | None = None) -> None:
+        """All that was confirmed until now, or until mark() returned this, is where it belongs: it is kept no longer.
+        May be called by the on_reply of a query, and then is about what was confirmed before its reply.
+        """
+        self._retained.forget(self._retained.added if mark is None else mark)
+
+    def send_again(self) -> int:
+        """What was confirmed since verified() reached nobody: it waits again, before all that waits, and does not count
+        as confirmed any more. Returns the number of messages. To be called between two connections, or on a new one
+        before a message is sent. While this instance stands by it becomes pending, before all else.
+        """
+        assert len(self.in_flight) == self._queries, "what is in flight would come before what is older"
+        backlog = self.backlog
+        self.announce_losses()  # those that waited are missing behind what is put before them now
+        self.fit()
+        number = backlog.send_again(list(self._retained))
+        self._retained.clear()
+        self.confirmed -= number
+        if self._poison.one_by_one:  # the suspect waits behind these
+            self._poison.one_by_one += number
+        return number
+
+    def _retain(self, confirmed: list[bytes], size: int) -> None:
+        self._retained.add(confirmed, size)
+        self.fit()
+
+    def fit(self) -> None:
+        """Forgets the oldest of what is retained, for which the buffer has no room beside what waits. To be called now
+        and then in an outage, while more and more waits and nothing is confirmed.
+        """
+        backlog = self.backlog
+        self._retained.fit(backlog.limit - backlog.waiting_bytes - backlog.in_flight_bytes)

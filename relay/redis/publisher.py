@@ -1,24 +1,29 @@
 """Publishes messages to Redis, for ever, through every outage.
 
-The rule here: whoever publishes never waits for Redis. publish() only appends to the backlog; flush() sends what the
-socket takes at once, on the thread that calls it, which spares waking another one; all that can take time (connecting,
-a full socket, a Redis that hangs, the rest of a backlog) belongs to the publisher's thread, named Redis.
+The rule here: whoever publishes never waits for a Redis that is away or hangs. publish() only appends to the backlog;
+flush() sends what the socket takes at once, on the thread that calls it, which spares waking another one, and slows a
+reader down that is faster than Redis; all else that can take time (connecting, a full socket, a Redis that hangs, the
+rest of a backlog) belongs to the publisher's thread, named Redis.
 """
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from time import monotonic, time
 from typing import Any
 
 from relay.events import encoded_event
 from relay.redis.backlog import Backlog
+from relay.redis.durable import DurablePipeline
+from relay.redis.endpoint import Endpoint, Hosts, connections
 from relay.redis.link import DEFAULT_TIMEOUTS, StoodBy, Timeouts
-from relay.redis.loop import ReconnectLoop, connections
+from relay.redis.loop import ReconnectLoop
 from relay.redis.pending import Pending
 from relay.redis.pipeline import Pipeline
 from relay.redis.queries import StateHash
 from relay.redis.role import Client, Role
+from relay.redis.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +43,16 @@ def _announcement_of_lost(channel: str, messages: int) -> bytes:
 
 
 class Publisher:
-    """Publishes to the Redis at `host`:`port`. Start it with start(), end it with stop().
+    """Publishes to the Redis at `host`:`port`, or where `endpoint` says. Start it with start(), end it with stop().
 
+    address: where that is, for people. new_connection: makes a connection to there; any thread, without waiting: the
+        connection looks where Redis is when it connects.
     buffer: bytes of messages kept during an outage; when it is full the oldest are dropped, counted and announced.
     status: the channel of announce(). state_key: that of the hash which set_state() writes.
     channels: those that will have messages, as far as known; the grace period is for their subscribers.
     pending: what keeps messages while another instance publishes. With it the publisher begins as a standby, which
         publishes nothing until lead(); without it the publisher leads for ever.
+    stream_maxlen: messages that a Redis Stream of each channel keeps; 0 = there is none.
     The other arguments are redis-py's.
 
     publish(channel, message): queues a message, bytes and str as they are, all else as JSON. Any thread, never waits;
@@ -56,6 +64,7 @@ class Publisher:
         host: str = "localhost",
         port: int = 6379,
         *,
+        endpoint: Endpoint | None = None,
         db: int = 0,
         username: str | None = None,
         password: str | None = None,
@@ -63,23 +72,33 @@ class Publisher:
         buffer: int = 256 << 20,
         status: str = "stream:bybit_status",
         state_key: str = "stream:bybit_state",
-        channels: Iterable[str] = (),
+        channels: Collection[str] = (),
         pending: Pending | None = None,
+        stream_maxlen: int = 0,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
-        self.address = f"{host}:{port}"
-        login: dict[str, Any] = {"host": host, "port": port, "db": db, "username": username, "password": password}
-        self.new_connection = connections(timeouts, tls, **login)
+        endpoint = endpoint or Hosts([(host, port)])
+        self.address = endpoint.name
+        login: dict[str, Any] = {"db": db, "username": username, "password": password}
+        self.new_connection = connections(endpoint, timeouts, tls, **login)
+        # Each standby subscribes to it beside the channels of the data: so it can be told from a consumer.
+        self.watchers = "" if pending is None else f"{status}_standby"
         self._backlog = Backlog(buffer, pending, _monotonic, channels)
         self.publish = self._backlog.append  # not a method that calls it: this is the one call made for every message
-        self._pipeline = Pipeline(self._backlog, status, _announcement_of_lost)
+        self._pipeline = (
+            DurablePipeline(self._backlog, status, _announcement_of_lost, stream_maxlen)
+            if stream_maxlen
+            else Pipeline(self._backlog, status, _announcement_of_lost)
+        )
         self._role = Role(shared=pending is not None)
+        self._trust = Trust(self._pipeline, endpoint.several, endpoint.asked_at != math.inf, self.watchers, channels)
         self._state_hash = StateHash(state_key, timeouts.state_expiry)
         self._loop = ReconnectLoop(
             self.new_connection,
-            self.address,
+            endpoint,
             self._pipeline,
             self._role,
+            self._trust,
             self._state_hash,
             timeouts,
             self.announce,
@@ -110,6 +129,11 @@ class Publisher:
         """All channels that had a message, or were named at the start. Any thread."""
         return self._backlog.channels
 
+    @property
+    def stream_maxlen(self) -> int:
+        """Messages that a Redis Stream of each channel keeps; 0 = there is none."""
+        return self._pipeline.maxlen
+
     def start(self) -> None:
         """Starts the thread. Messages may be published before."""
         self._loop.thread.start()
@@ -118,6 +142,7 @@ class Publisher:
         """Sends what waits, until `deadline` (monotonic), and ends. Returns the number of messages that were not
         delivered, announcements not counted; a standby has none.
         """
+        self._state_hash.set({})  # deleted: nobody is to take the last state for the present one
         self._loop.stop(deadline)
         return self._pipeline.undelivered()
 
@@ -142,18 +167,25 @@ class Publisher:
         """Messages lost since the start by channel, for whatever reason. Any thread."""
         return self._pipeline.dropped
 
-    def announce(self, event: str, stream: str = "", topics: Sequence[str] = (), **fields: Any) -> None:
-        """Publishes an event of a stream on the status channel, in order with the messages. Any thread."""
-        self._backlog.announce(self.status, encoded_event(event, _now(), stream, topics, **fields), topics)
-        self.flush()
+    @property
+    def waited(self) -> float:
+        """Seconds since the start that flush() has waited, all threads together. Any thread."""
+        return self._backlog.waited
 
-    def flush(self) -> None:
-        """Sends what waits as far as the socket takes it at once. Any thread; waits 5 ms at most, and only while more
-        than 1 MiB waits for a Redis that keeps replying.
-        """
+    def announce(self, event: str, stream: str = "", topics: Sequence[str] = (), **fields: Any) -> None:
+        """Publishes an event of a stream on the status channel, in order with the messages. Any thread, never waits."""
+        self._backlog.announce(self.status, encoded_event(event, _now(), stream, topics, **fields), topics)
         link = self._loop.link
         if link is not None:
-            link.flush()
+            link.flush()  # without back-pressure: the publisher's thread itself announces, and that of a lease
+
+    def flush(self) -> None:
+        """Sends what waits as far as the socket takes it at once. For threads that read from Bybit: while Redis keeps
+        replying, waits 5 ms if more than 1 MiB waits for it, and up to 1 s for room if the buffer is half full.
+        """
+        link = self._loop.link
+        if link is not None and not link.flush():
+            link.give_way()
 
     def set_state(self, fields: Mapping[str, str]) -> None:
         """Replaces the state in the state hash: field by name of the stream. Any thread, never waits. The hash expires
@@ -220,11 +252,16 @@ class Publisher:
         self._loop.wake.set()
 
     def strike(self, channel: str, message: bytes) -> None:
-        """The leader has published this message: it is not pending any longer. The leadership's thread."""
-        self._backlog.strike(channel, message)
+        """The leader has published this message: it is not pending any longer. The leadership's thread.
+
+        Not while this Redis may be the wrong one: then nobody may have got it.
+        """
+        if self._trust.proved:
+            self._backlog.strike(channel, message)
 
     def prune(self, before_ms: int) -> None:
         """What arrived before this time (monotonic) is not pending any longer: the leader is known to have published
         all that it had got by then. The leadership's thread.
         """
-        self._backlog.prune(before_ms)
+        if (seconds := self._trust.hindsight) < math.inf:
+            self._backlog.prune(before_ms - round(seconds * 1000))

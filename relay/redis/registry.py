@@ -202,15 +202,26 @@ def fingerprint(category: str, prefix: str, topics: Collection[str]) -> str:
 
 
 def all_subscribed(streams: Collection[StreamStats]) -> bool:
-    """Whether Bybit has accepted or rejected all that these streams ask for."""
+    """Whether Bybit has accepted or rejected all that these streams ask for, and they know what that is."""
     return bool(streams) and all(
-        stats.subscribed + stats.rejected >= stats.topics > 0 for stats in streams if stats.watched
+        _has_asked(stats) and not stats.waits and stats.subscribed + stats.rejected >= stats.topics
+        for stats in streams
+        if stats.watched
     )
 
 
 def one_is_down(streams: Collection[StreamStats]) -> bool:
-    """Whether one of these streams has no connection that carries data."""
-    return any(not stats.subscribed and stats.rejected < max(1, stats.topics) for stats in streams if stats.watched)
+    """Whether one of these streams has no connection that carries data, though there should be some."""
+    return any(
+        not stats.subscribed and (not _has_asked(stats) or stats.rejected < stats.topics)
+        for stats in streams
+        if stats.watched
+    )
+
+
+def _has_asked(stats: StreamStats) -> bool:
+    """Whether it is known what the stream asks for, which may be nothing."""
+    return stats.topics > 0 or stats.answered
 
 
 # Sentences for the log.

@@ -20,7 +20,7 @@ class Query(bytes):
     on_reply: Callable[[Any], None]
 
     def __new__(cls, on_reply: Callable[[Any], None], *words: str) -> Self:
-        parts = [word.encode() for word in words]
+        parts = [word.encode(errors="backslashreplace") for word in words]
         query = super().__new__(cls, b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(p), p) for p in parts))
         query.on_reply = on_reply
         return query
@@ -48,6 +48,12 @@ def text_of(command: bytes) -> bytes:
     """The message of a PUBLISH command."""
     _, end = _channel_at(command)
     return command[command.index(b"\r\n", end + 2) + 2 : -2]
+
+
+def split(command: bytes) -> tuple[str, int]:
+    """The channel of a PUBLISH command, and where its publish_head() ends."""
+    start, end = _channel_at(command)
+    return command[start:end].decode(), end + len(b"\r\n$")
 
 
 def parse_reply(data: bytes, at: int) -> tuple[Any, int]:

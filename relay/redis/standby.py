@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection
 from time import monotonic, time
 
+from relay.channels import channel_of_symbol, pattern_of_symbols
 from relay.events import encoded_event
 from relay.redis.lease import TIMEOUT
 from relay.redis.member import Member
@@ -25,15 +26,21 @@ KEPT = 600.0
 class Standby:
     """The thread "Leader" owns it.
 
-    channels: on which data may be published, beside those that the publisher has seen.
+    channels: on which data may be published, beside those that the publisher has seen. by_symbol: those of them beside
+    which each symbol has its own: these are watched by pattern, as there may be thousands, and new ones at any time.
     """
 
-    def __init__(self, publisher: Publisher, member: Member, channels: Collection[str]) -> None:
+    def __init__(
+        self, publisher: Publisher, member: Member, channels: Collection[str], by_symbol: Collection[str] = ()
+    ) -> None:
         self._publisher, self._member = publisher, member
-        self._channels = frozenset(channels) | {publisher.status}
+        self._channels = frozenset(channels) | {publisher.status, publisher.watchers}
         self._watch = Watch(publisher.new_connection, TIMEOUT)
         self._free_since = math.inf  # monotonic time at which the lease was first seen to be free
         self._try_at = 0.0  # monotonic time of the next attempt to take it
+        self._patterns = tuple(map(pattern_of_symbols, by_symbol))
+        self._matched = tuple(channel_of_symbol(channel, "") for channel in by_symbol)  # how what they match begins
+        self._seen: list[str] = []  # channels of the publisher at the last look
 
     def turn(self) -> Client | None:
         """One turn, of up to TRY seconds. Returns the connection that leads from now on, if one does."""
@@ -52,9 +59,13 @@ class Standby:
 
     def subscribe(self) -> None:
         """Makes the subscription stand, on all channels that are known by now."""
-        channels = self._channels.union(self._publisher.channels)
+        seen = self._publisher.channels
+        if self._watch.is_open and seen == self._seen:  # a turn must be cheap
+            return
+        self._seen = seen
+        channels = {channel for channel in self._channels.union(seen) if not channel.startswith(self._matched)}
         if channels != set(self._watch.channels):
-            self._watch.open(channels)
+            self._watch.open(channels, self._patterns)
 
     def tell(self) -> None:
         """Writes the entry of this instance."""

@@ -6,7 +6,7 @@ PubSub, which also reconnects without a word.
 
 import select
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from time import monotonic
 from typing import Any
 
@@ -38,29 +38,33 @@ class Watch:
         """Whether the subscription stands, as far as is known."""
         return bool(self.channels)
 
-    def open(self, channels: Iterable[str]) -> None:
-        """Subscribes to these channels, and returns when Redis has confirmed all. Raises OSError, redis.RedisError."""
+    def open(self, channels: Iterable[str], patterns: Collection[str] = ()) -> None:
+        """Subscribes to these channels, one at least, and patterns, and returns when Redis has confirmed all. A message
+        comes once for each channel and pattern that matches it. Raises OSError, redis.RedisError.
+        """
         self.close()
         wanted = tuple(sorted(channels))
         self._connection = self._connect(socket_timeout=self._timeout, socket_connect_timeout=self._timeout)
         self._connection.connect()
         self._sock = self._connection._get_socket()
-        self._sock.sendall(Query(_ignore, "SUBSCRIBE", *wanted))
+        patterned = Query(_ignore, "PSUBSCRIBE", *patterns) if patterns else b""
+        self._sock.sendall(Query(_ignore, "SUBSCRIBE", *wanted) + patterned)
         self._sock.settimeout(0)
         deadline = monotonic() + self._timeout
         confirmed = 0
-        while confirmed < len(wanted):
+        while confirmed < len(wanted) + len(patterns):
             if (left := deadline - monotonic()) <= 0:
                 raise redis.TimeoutError("no answer to SUBSCRIBE")
             for reply in self._replies(left):
                 if isinstance(reply, ReplyError):
                     raise redis.ResponseError(str(reply))
-                confirmed += reply[0] == b"subscribe"
+                confirmed += reply[0] in (b"subscribe", b"psubscribe")
         self.channels = wanted
 
     def read(self, seconds: float) -> list[tuple[str, bytes]]:
         """Channels and messages that have come; waits up to `seconds` for the first. Raises OSError."""
-        return [(reply[1].decode(), reply[2]) for reply in self._replies(seconds) if reply[0] == b"message"]
+        replies = self._replies(seconds)  # of a pattern: b"pmessage", the pattern, and then as without
+        return [(reply[-2].decode(), reply[-1]) for reply in replies if reply[0] in (b"message", b"pmessage")]
 
     def _replies(self, seconds: float) -> Iterator[Any]:
         poll = select.poll()

@@ -6,34 +6,44 @@ A thread per entry of STREAMS runs subscribe_* (below). It opens a connection an
 (callbacks/), which appends it to the backlog of the Publisher. The same thread then sends what Redis takes at once, and
 the thread "Redis" the rest. When the connection is lost, run_stream (below) waits and opens the next one, for ever.
 
-For more symbols set SYMBOLS in .env, or append to STREAMS: an entry is {"name": unique, "func": one of subscribe_*,
-"args": (symbol or list of symbols, callback)}, and may carry "stall_timeout": seconds without data after which its
-connection is replaced (0 = never). A callback of your own gets each message as a dict.
+For more symbols set SYMBOLS in .env, or change STREAMS, at any time: append an entry, remove one, change its symbols.
+An entry is {"name": unique, "func": one of subscribe_*, "args": (symbol or list of symbols, callback)}. A symbol may be
+a pattern, "*USDC" or "ALL": all that Bybit lists, as it changes. An entry may carry "stall_timeout": seconds without
+data after which its connection is replaced (0 = never); "depth": levels of its order books; "shard": the part of its
+symbols, (1, 3) = the first third. A callback of your own gets each message as a dict. An entry with more topics than
+one connection carries has several: the threads "Trades", "Trades#2" and so on.
 """
+
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from the middle of an import
 
 import logging
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
-from callbacks import CHANNELS, REPLY_PREFIX, REQUEST_CHANNEL, publisher
+from callbacks import BY_SYMBOL, CHANNELS, REPLY_PREFIX, REQUEST_CHANNEL, publisher
 from callbacks.liquidations import handle_liquidations
 from callbacks.orderbook import handle_orderbook
 from callbacks.ticker import handle_ticker
 from callbacks.trades import handle_trades
 from conf import settings
-from conf.settings import CHANNEL_TYPE, ORDERBOOK_DEPTH, STALL_TIMEOUT, SYMBOLS
-from conf.streams import StreamSpec, plan_streams
+from conf.plan import Plan
+from conf.settings import CHANNEL_TYPE, ORDERBOOK_DEPTH, SHARD, STALL_TIMEOUT, SYMBOLS
+from conf.streams import StreamSpec, in_shard
 from ops.cli import configure_logging, install_signal_handlers, parse_arguments, run_command
 from ops.monitor import Monitor
+from ops.reconciler import Reconciler
 from ops.systemd import sd_notify
 from relay.backoff import Backoff
 from relay.bybit.client import Client
 from relay.bybit.exchange import Exchange
+from relay.bybit.instruments import api_base
+from relay.bybit.listing import Instruments
 from relay.bybit.snapshots import Snapshots
-from relay.bybit.subscription import MAX_TOPIC_CHARACTERS
 from relay.dispatch import Callback
 from relay.errors import ConnectionLost, InvalidStream
 from relay.kinds import LIQUIDATIONS, ORDERBOOK, TICKER, TRADES, carries
@@ -49,17 +59,21 @@ Symbols = str | list[str]
 # Who publishes, where several collectors share a lease.
 leadership: Leadership | None = None
 if settings.LEADER_KEY:
-    leadership = Leadership(publisher, settings.LEADER_KEY, settings.INSTANCE, settings.CHANNEL_PREFIX, CHANNELS)
+    leadership = Leadership(
+        publisher, settings.LEADER_KEY, settings.INSTANCE, settings.CHANNEL_PREFIX, CHANNELS, BY_SYMBOL
+    )
 # What all streams share. subscribe_* need it and take (symbol, callback) only: hence it stands here.
 sink = leadership or publisher
 exchange = Exchange(CHANNEL_TYPE, testnet=settings.USE_TESTNET, url=settings.BYBIT_WS_URL, sink=sink)
 
 
 @carries(ORDERBOOK)
-def subscribe_orderbook(symbol: Symbols, callback: Callback, stall_timeout: float = STALL_TIMEOUT) -> None:
+def subscribe_orderbook(
+    symbol: Symbols, callback: Callback, stall_timeout: float = STALL_TIMEOUT, depth: int = ORDERBOOK_DEPTH
+) -> None:
     """Runs one connection that carries order books. Like its sisters it blocks, and raises ConnectionLost."""
     bybit = Client(exchange, stall_timeout)
-    bybit.orderbook_stream(depth=ORDERBOOK_DEPTH, symbol=symbol, callback=callback)
+    bybit.orderbook_stream(depth=depth, symbol=symbol, callback=callback)
     bybit.run()
 
 
@@ -89,19 +103,21 @@ def subscribe_liquidations(symbol: Symbols, callback: Callback, stall_timeout: f
 
 
 STREAMS: list[dict[str, Any]] = [
-    {"name": "OrderBook", "func": subscribe_orderbook, "args": (SYMBOLS, handle_orderbook)},
-    {"name": "Trades", "func": subscribe_trades, "args": (SYMBOLS, handle_trades)},
-    {"name": "Ticker", "func": subscribe_ticker, "args": (SYMBOLS, handle_ticker)},
+    {"name": "OrderBook", "func": subscribe_orderbook, "args": (SYMBOLS, handle_orderbook), "shard": SHARD},
+    {"name": "Trades", "func": subscribe_trades, "args": (SYMBOLS, handle_trades), "shard": SHARD},
+    {"name": "Ticker", "func": subscribe_ticker, "args": (SYMBOLS, handle_ticker), "shard": SHARD},
 ]
 if CHANNEL_TYPE in LIQUIDATIONS.categories:
-    STREAMS.append({"name": "Liquidations", "func": subscribe_liquidations, "args": (SYMBOLS, handle_liquidations)})
+    STREAMS.append(
+        {"name": "Liquidations", "func": subscribe_liquidations, "args": (SYMBOLS, handle_liquidations), "shard": SHARD}
+    )
 # STREAMS.append({"name": "Trades_ETHUSDT", "func": subscribe_trades, "args": ("ETHUSDT", handle_trades)})
 
 
 def run_stream(stream: StreamSpec, exchange: Exchange, backoff: Backoff) -> None:
     """Keeps a stream alive: connect, read until the connection is lost, wait, again. The thread of the stream."""
     stats = exchange.streams[stream.name]
-    while not exchange.stop.is_set():
+    while not exchange.ended(stream.name):
         stats.heartbeat_due = float("inf")  # a Connection sets its own; a func of the user's own is not watched
         try:
             stream.func(*stream.args, **stream.options)
@@ -110,51 +126,49 @@ def run_stream(stream: StreamSpec, exchange: Exchange, backoff: Backoff) -> None
             reason, uptime = str(lost), lost.uptime
         except InvalidStream as mistake:
             log.error("Giving up on stream %s: %s", stream.name, mistake)
-            exchange.stop.wait()
+            exchange.pause(stream.name, float("inf"))
             return
         except BaseException as error:  # also SystemExit: a stream ends with the program only
             log.exception("Stream %s failed", stream.name)
             reason, uptime = repr(error), 0.0
         pause = backoff.after(uptime)
-        if not exchange.stop.is_set():
+        if not exchange.ended(stream.name):
             log.warning("Lost Bybit: %s; reconnecting in %.1f s", reason, pause)
         stats.heartbeat_due = monotonic() + pause
-        exchange.stop.wait(pause)
+        exchange.pause(stream.name, pause)
 
 
 class Collector:
-    """The threads of the streams, and those that answer consumers' requests for snapshots. Main thread."""
+    """The streams, and the threads that answer consumers' requests for snapshots. Main thread."""
 
     def __init__(self) -> None:
-        self.specs: dict[str, StreamSpec] = {}  # by the name of the stream, as are the threads
-        self.threads: dict[str, threading.Thread] = {}
-        self._taken = 0  # entries of STREAMS
-        self.snapshots = Snapshots(exchange, Replies(publisher.new_connection), REPLY_PREFIX, self.publishes)
+        try:
+            base, no_list = api_base(settings.BYBIT_WS_URL, settings.BYBIT_API_URL, settings.USE_TESTNET), ""
+        except ValueError as mistake:  # of interest only where symbols are patterns
+            base, no_list = "", str(mistake)
+        self.plan = Plan(CHANNEL_TYPE, ORDERBOOK_DEPTH, no_list)
+        source = (CHANNEL_TYPE, settings.USE_TESTNET, base, settings.OPTION_COINS, settings.INSTRUMENTS_INTERVAL)
+        self.instruments = Instruments(*source, exchange.stop)
+        self.streams = Reconciler(self.plan, exchange, self.instruments, self.run)
+        replies = Replies(publisher.new_connection)
+        self.snapshots = Snapshots(exchange, replies, REPLY_PREFIX, self.publishes, self.foreign)
         handlers = (self.snapshots.receive, self.snapshots.tick)
         self.listener = Listener(publisher.new_connection, REQUEST_CHANNEL, *handlers, exchange.stop)
 
-    def take_new_entries(self) -> None:
-        """Takes what was appended to STREAMS. Raises ValueError, one sentence, if an entry is wrong."""
-        while self._taken < len(STREAMS):
-            self._taken += 1
-            entry = STREAMS[self._taken - 1]
-            new = {spec.name: spec for spec in plan_streams(entry, CHANNEL_TYPE, ORDERBOOK_DEPTH, MAX_TOPIC_CHARACTERS)}
-            if taken := new.keys() & self.specs.keys():
-                raise ValueError(f"STREAMS: {min(taken)}: the name is used twice")
-            self.specs |= new
+    def run(self, stream: StreamSpec) -> None:
+        """What the thread of a stream runs."""
+        run_stream(stream, exchange, Backoff(settings.RECONNECT_DELAY, settings.RECONNECT_DELAY_MAX))
 
-    def start_threads(self) -> None:
-        """Starts the threads of new streams, and again those that died, which none should."""
-        for name, spec in self.specs.items():
-            if name in self.threads and self.threads[name].is_alive():
-                continue
-            if name in self.threads:
-                log.error("Stream thread %s died; restarting it", name)
-            exchange.add_stream(name).watched = spec.kind is not None
-            backoff = Backoff(settings.RECONNECT_DELAY, settings.RECONNECT_DELAY_MAX)
-            args = (spec, exchange, backoff)
-            self.threads[name] = threading.Thread(target=run_stream, args=args, name=name, daemon=True)
-            self.threads[name].start()
+    def monitor(self) -> Monitor:
+        streams = self.streams
+        about = (publisher, self.state, leadership, lambda: self.plan.wanted, streams.retired)
+        return Monitor(exchange.streams, streams.threads, *about)
+
+    def foreign(self, topic: str) -> bool:
+        """Whether the collector of another shard answers for a topic, as it carries it, or would: the first, of "". Any
+        thread.
+        """
+        return not in_shard(topic.rpartition(".")[2], SHARD) and not exchange.carries(topic)
 
     def publishes(self) -> bool:
         """Whether this collector is the one that publishes. Any thread."""
@@ -163,7 +177,8 @@ class Collector:
     def state(self) -> dict[str, object]:
         """What the state hash says of the collector as a whole."""
         single: dict[str, object] = {"instance": "", "role": "single", "term": 0, "pending": publisher.backlog}
-        return {**(leadership.state() if leadership else single), **self.snapshots.counts()}
+        common = {"waited": round(publisher.waited, 3), **self.snapshots.counts()}
+        return {**(leadership.state() if leadership else single), **common}
 
     def stop(self) -> int:
         """Sockets first, then the backlog, under one deadline. Returns the exit code."""
@@ -171,17 +186,28 @@ class Collector:
         deadline = monotonic() + STOP_TIMEOUT
         exchange.stop.set()
         exchange.close_all()
-        for thread in self.threads.values():  # at most half of the time: a hung callback must not cost the backlog
-            thread.join(max(0.0, deadline - STOP_TIMEOUT / 2 - monotonic()))
+        # At most half of the time: a hung callback must not cost the backlog.
+        self.streams.join(deadline - STOP_TIMEOUT / 2)
         if publisher.connected and not relieved:  # otherwise it would be the one message to wait for
-            publisher.announce("stopped")
+            # Other collectors may have the rest of the symbols: that does not stop.
+            topics = sorted(frozenset().union(*exchange.topics.values())) if settings.SHARD else []
+            publisher.announce("stopped", topics=topics)
         if left := publisher.stop(deadline) + (0 if relieved else publisher.pending):
             log.error("%d messages could not be delivered to Redis and are lost", left)
         if leadership:
             leadership.close()
-        self.listener.join(deadline)  # these two have ended meanwhile, unless Redis hangs
-        self.snapshots.join(deadline)
+        for each in (self.instruments, self.listener, self.snapshots):  # they have ended, unless something hangs
+            each.join(deadline)
         return 1 if left else 0
+
+
+def guarded(tick: Callable[..., object], *arguments: object) -> None:
+    """Does what the main thread does again and again. An error in it must not end the streams, which run without."""
+    try:
+        tick(*arguments)
+    except Exception as error:
+        if exchange.log_once.first("main thread", type(error)):
+            log.exception("Internal error; going on")
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -189,30 +215,26 @@ def main(arguments: Sequence[str] = ()) -> int:
     command = parse_arguments(arguments)
     configure_logging("CRITICAL" if command else settings.LOG_LEVEL, settings.WARNINGS)
     collector = Collector()
-    try:
-        collector.take_new_entries()
-    except ValueError as mistake:
-        print(f"Cannot start: {mistake}", file=sys.stderr)
+    changes = collector.plan.update(STREAMS, None)
+    if changes and changes.problems:
+        print(f"Cannot start: {changes.problems[0]}", file=sys.stderr)
         return 2
     if command:
-        return run_command(command, collector.specs, exchange, publisher)
+        return run_command(command, collector.plan, STREAMS, exchange, publisher)
     signals = install_signal_handlers()
     source = settings.BYBIT_WS_URL or f"Bybit's {'testnet' if settings.USE_TESTNET else 'mainnet'}"
     symbols = ", ".join(SYMBOLS) if len(SYMBOLS) <= 8 else f"{len(SYMBOLS)} symbols"
-    log.info("%s, %s, %s: to Redis at %s", source, CHANNEL_TYPE, symbols, publisher.address)
+    shard = ", shard {}/{}".format(*SHARD) if SHARD else ""
+    log.info("%s, %s, %s%s: to Redis at %s", source, CHANNEL_TYPE, symbols, shard, publisher.address)
     publisher.start()
     if leadership:
         leadership.start(exchange)
     collector.snapshots.start()
     collector.listener.start()
-    monitor = Monitor(exchange.streams, collector.threads, publisher, collector.state, leadership)
+    monitor = collector.monitor()
     while not signals and not publisher.fatal:
-        try:
-            collector.take_new_entries()
-        except ValueError as mistake:
-            log.error("%s; ignoring this entry", mistake)
-        collector.start_threads()
-        monitor.tick()
+        guarded(collector.streams.tick, STREAMS)
+        guarded(monitor.tick)
         exchange.stop.wait(POLL_INTERVAL)
     if publisher.fatal:
         log.error("Cannot start: %s", publisher.fatal)

@@ -2,7 +2,7 @@
 https://bybit-exchange.github.io/docs/v5/websocket/public/trade
 """
 
-from callbacks import channel_of, publisher
+from callbacks import channel_of, publish
 from relay.dispatch import Message, raw
 from relay.kinds import TRADES
 
@@ -11,5 +11,8 @@ CHANNEL = channel_of(TRADES)
 
 @raw
 def handle_trades(message: Message) -> None:
-    """Publishes a message to CHANNEL: text or bytes unchanged, a dict as compact JSON. Any thread; never blocks."""
-    publisher.publish(CHANNEL, message)
+    """Publishes a message to CHANNEL, or to the symbol's own: text or bytes unchanged, a dict as compact JSON.
+
+    Any thread; never blocks.
+    """
+    publish(CHANNEL, message)

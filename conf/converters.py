@@ -26,6 +26,7 @@ def boolean(text: str) -> bool:
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
     def convert(text: str) -> float:
+        _check(text.isascii() and "_" not in text)  # float() takes 1_0 and the digits of all scripts
         value = float(text)
         _check(math.isfinite(value) and low <= value <= high)
         return value
@@ -35,6 +36,7 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
 
 def integer(allowed: Collection[int]) -> Callable[[str], int]:
     def convert(text: str) -> int:
+        _check(text.isascii() and "_" not in text)
         value = int(text)
         _check(value in allowed)
         return value
@@ -52,7 +54,7 @@ def one_of(allowed: Collection[str], fold: Callable[[str], str]) -> Callable[[st
 
 def matching(pattern: str) -> Callable[[str], str]:
     def convert(text: str) -> str:
-        _check(re.fullmatch(pattern, text) is not None)
+        _check(text.isprintable() and re.fullmatch(pattern, text) is not None)
         return text
 
     return convert
@@ -62,7 +64,7 @@ def base_url(schemes: str) -> Callable[[str], str]:
     """schemes: as a regular expression."""
 
     def convert(text: str) -> str:
-        _check(re.fullmatch(rf"({schemes}://[^\s/{{}}@?#]+/?)?", text) is not None)
+        _check(text.isprintable() and re.fullmatch(rf"({schemes}://[^\s/{{}}@?#]+/?)?", text) is not None)
         parts = urlsplit(text)  # ValueError: brackets without an IPv6 address
         _check(not text or (bool(parts.hostname) and parts.port != 0))  # .port: ValueError if it is none
         return text.rstrip("/")
@@ -77,6 +79,7 @@ def addresses(port: int) -> Callable[[str], tuple[Address, ...]]:
 
 def _address(text: str, port: int) -> Address:
     """host, host:port, an IPv6 address, or [IPv6 address]:port."""
+    _check(text.isprintable())
     bracketed = re.fullmatch(r"\[([^\s/@\[\]]+)\](?::([0-9]{1,5}))?", text)
     plain = re.fullmatch(r"([^\s/@\[\]:]+)(?::([0-9]{1,5}))?", text)
     if found := bracketed or plain:

@@ -33,13 +33,11 @@ from conf.converters import (
     symbols,
     word,
 )
-from relay.kinds import CATEGORIES, KINDS
+from relay.kinds import CATEGORIES, DEPTHS, KINDS
 
 T = TypeVar("T")
 
 DAY = 86400.0  # seconds
-# Levels on each side that Bybit offers: https://bybit-exchange.github.io/docs/v5/websocket/public/orderbook
-DEPTHS = dict.fromkeys(CATEGORIES, (1, 50, 200, 1000)) | {"option": (25, 100)}
 HOSTS = "host names or addresses, each with :port or without, separated by commas, without redis://, user or database"
 NAMES_OF_KINDS = tuple(kind.name for kind in KINDS)
 SHARD_WORDS = "the number of this collector and how many there are, such as 1/3, or nothing"
@@ -268,7 +266,8 @@ REDIS_PASSWORD = _settings.redis_password
 REDIS_SSL = _settings.redis_ssl
 REDIS_BUFFER_MB = _settings.redis_buffer_mb
 REDIS_STREAM_MAXLEN = _settings.redis_stream_maxlen
-LEADER_KEY = _settings.leader_key
+# Each part of the symbols has a lease of its own: its collectors cannot take over from those of another part.
+LEADER_KEY = _settings.leader_key and _settings.leader_key + (":{}of{}".format(*SHARD) if SHARD else "")
 INSTANCE = _settings.instance or re.sub(r"[^\w.-]", "-", f"{socket.gethostname()}-{os.getpid()}", flags=re.ASCII)
 LOG_LEVEL = _settings.log_level
 WARNINGS = _settings.warnings

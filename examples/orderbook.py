@@ -4,7 +4,9 @@ Start it at any time: it asks the collector for snapshots. What is not in sync i
 reason. Without a TOPIC it shows orderbook.50.BTCUSDT.
 
 Needs redis-py, and synced.py and terminal.py, which are beside this file. The environment variables REDIS_HOST,
-REDIS_PORT, REDIS_PASSWORD and CHANNEL_PREFIX are the collector's, with the same defaults.
+REDIS_PORT, REDIS_PASSWORD, CHANNEL_PREFIX and CHANNEL_BY_SYMBOL have the collector's defaults. REDIS_HOST takes one
+host name here, and no .env is read; for Sentinel change one line of terminal.py, see docs/consuming.md; for TLS add
+ssl=True there.
 """
 
 from terminal import show

@@ -8,12 +8,17 @@ what was published shortly before it may be missing.
 A gzip member is written every --flush seconds, so a kill loses these seconds at most and may truncate the last member.
 gzip then prints everything before it, possibly a partial line, and an error: unpack such files one by one.
 
-Needs redis-py only. The environment variables REDIS_HOST, REDIS_PORT, REDIS_PASSWORD and CHANNEL_PREFIX are the
-collector's, with the same defaults.
+With CHANNEL_BY_SYMBOL=True each symbol has files of its own, those that Bybit lists later too. For hundreds of them
+--flush 30 makes the files much smaller: gzip finds little to compress in a few lines.
+
+Needs redis-py only. The environment variables REDIS_HOST, REDIS_PORT, REDIS_PASSWORD, CHANNEL_PREFIX and
+CHANNEL_BY_SYMBOL have the collector's defaults. REDIS_HOST takes one host name here, and no .env is read; for Sentinel
+change one line, see docs/consuming.md; for TLS add ssl=True there.
 """
 
 import argparse
 import os
+import re
 import signal
 import time
 import zlib
@@ -27,17 +32,19 @@ KINDS = ("orderbook", "trades", "ticker", "liquidations", "status")
 RECORDING = b'{"event":"recording","stream":"","topics":[],"ts":%d}'
 
 
-def messages(client, channels, signals):
+def messages(client, channels, patterns, signals):
     """Yields (channel, message), or (None, None) after 0.5 s without one. Ends when `signals` is not empty."""
     while not signals:
         try:
             with client.pubsub() as pubsub:
                 pubsub.subscribe(*channels)
+                if patterns:
+                    pubsub.psubscribe(*patterns)
                 while not signals:
                     message = pubsub.get_message(timeout=0.5)
-                    if message and message["type"] == "message":
+                    if message and message["type"] in ("message", "pmessage"):
                         yield message["channel"].decode(), message["data"]
-                    elif message and message["data"] == len(channels):  # the last subscription is confirmed
+                    elif message and message["data"] == len(channels) + len(patterns):  # the last one is confirmed
                         yield channels[-1], RECORDING % (time.time() * 1000)
                     else:
                         yield None, None
@@ -82,7 +89,10 @@ def main():
     # retry=None: otherwise redis-py reconnects silently, and the files do not show the gap.
     client = redis.Redis(env("REDIS_HOST", "localhost"), env("REDIS_PORT", 6379), 0, env("REDIS_PASSWORD"), retry=None)
     channels = [f"{env('CHANNEL_PREFIX', 'stream:bybit')}_{kind}" for kind in KINDS]
-    record(messages(client, channels, signals), options.directory, options.flush)
+    # The channels of all symbols, where each has its own.
+    by_symbol = env("CHANNEL_BY_SYMBOL", "").strip().lower() in ("true", "1", "yes", "on")
+    patterns = [re.sub(r"[*?[\]\\]", r"\\\g<0>", channel) + ":*" for channel in channels[:-1] * by_symbol]
+    record(messages(client, channels, patterns, signals), options.directory, options.flush)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
         for topic in changed:
             print(topic, states[topic].ts if states[topic].synced else states[topic].reason)
 
+Where the collector has CHANNEL_BY_SYMBOL=True, so has follow(…, by_symbol=True): it then reads these symbols only.
 docs/consuming.md explains each step under "Join late, stay in sync". Times are monotonic seconds: clocks do not matter.
 """
 
@@ -22,6 +23,7 @@ SILENCE, QUEUE, SIZE = 10.0, 1000, 1000  # seconds without any message; deltas t
 # Events after which messages are missing, and the seconds until a snapshot is asked for unless it has come by itself.
 # Never: not before the event `subscribed` or `leader`, as the collector gets no deltas that would follow the snapshot.
 LOSSES = {"dropped": SOON, "gap": SOON, "silent": SOON, "lost": math.inf, "stalled": math.inf, "stopped": math.inf}
+LOSSES["unsubscribed"] = math.inf  # the symbol was delisted, or is no longer asked for
 PASSES = ("the stream of the topic is down", "no snapshot within", "too many requests")  # rejections: ask after RETRY
 
 log = logging.getLogger("synced")
@@ -109,20 +111,24 @@ class Ticker(State):
 
 
 class Synced:
-    """The states by topic. It does no I/O: follow() does."""
+    """The states by topic. It does no I/O: follow() does.
 
-    def __init__(self, prefix, topics):
+    data: the channel of each topic. channels: those to subscribe to, and the topics that each is about.
+    """
+
+    def __init__(self, prefix, topics, by_symbol=False):
         self.states = {topic: Book() if topic.startswith("orderbook.") else Ticker() for topic in topics}
-        self.data = {
-            topic: prefix + ("_orderbook" if topic.startswith("orderbook.") else "_ticker") for topic in topics
-        }
         self.prefix, self.status, self.heard = prefix, f"{prefix}_status", math.inf
-        self.channels = [self.status, *sorted(set(self.data.values()))]
+        self.data, self.channels = {}, {self.status: list(self.states)}
+        for topic in self.states:
+            kind = "orderbook" if topic.startswith("orderbook.") else "ticker"
+            self.data[topic] = f"{prefix}_{kind}" + (f":{topic.rpartition('.')[2]}" if by_symbol else "")
+            self.channels.setdefault(self.data[topic], []).append(topic)
 
-    def lose_all(self, reason, ask_at):
-        for state in self.states.values():
-            state.lose(reason, ask_at)
-        return list(self.states)
+    def lose(self, topics, reason, ask_at):
+        for topic in topics:
+            self.states[topic].lose(reason, ask_at)
+        return list(topics)
 
     def receive(self, channel, payload, now):
         """Takes a message of any channel. Returns the topics whose state may have changed."""
@@ -149,17 +155,17 @@ class Synced:
                 state.ask_at = min(state.ask_at, now + SOON)
         return topics
 
-    def connected(self, now):
-        """The data channels are subscribed to, on a new connection: what was published before is missed."""
+    def connected(self, channel, now):
+        """A channel is subscribed to, on a new connection: what was published on it before is missed."""
         self.heard = now
-        return self.lose_all("connected to Redis just now", now)
+        return self.lose(self.channels[channel], "connected to Redis just now", now)
 
     def look(self, now):
         """To be called often. Returns the topics that are out of sync because nothing arrives."""
         if now <= self.heard + SILENCE:
             return []
         self.heard = now
-        return self.lose_all(f"nothing received for {SILENCE:.0f} s", now)
+        return self.lose(self.states, f"nothing received for {SILENCE:.0f} s", now)
 
     def ask(self, now):
         """The reply channels of the topics to be asked for now. New losses share a new one."""
@@ -182,28 +188,33 @@ class Synced:
             state.ask_at = now + SOON
 
 
-def follow(client, prefix, topics):
-    """Follows topics for ever. Yields, ten times a second or more: those that may have changed; all states by topic."""
-    synced, decode = Synced(prefix, topics), client.get_encoder().decode
+def follow(client, prefix, topics, by_symbol=False):
+    """Follows topics for ever. Yields, ten times a second or more: those that may have changed; all states by topic.
+
+    When nothing arrives for SILENCE seconds it connects anew: Redis may hang, and the client may know another by now.
+    """
+    synced, decode = Synced(prefix, topics, by_symbol), client.get_encoder().decode
     while True:
         try:
             with client.pubsub() as pubsub:
                 pubsub.subscribe(*synced.channels)
-                next_round, replies = 0.0, set()
+                next_round, replies, synced.heard = 0.0, set(), time.monotonic()
                 while True:
                     message, now, changed = pubsub.get_message(timeout=0.1), time.monotonic(), []
                     channel = message and decode(message["channel"], force=True)
                     if message and message["type"] == "message":
                         changed = synced.receive(channel, message["data"], now)
                     elif message and message["type"] == "subscribe" and channel in synced.channels:
-                        changed = synced.connected(now)
+                        changed = synced.connected(channel, now)
                     elif message and message["type"] == "subscribe":
                         for request in synced.requests(channel):
                             if not client.publish(f"{prefix}_request", json.dumps(request)):
                                 synced.unheard(request["topics"], now)
+                    if silent := synced.look(now):
+                        yield silent, synced.states
+                        break
                     if now >= next_round:
                         next_round = now + 0.1
-                        changed += synced.look(now)
                         if asked := synced.ask(now):  # who is subscribed already gets a confirmation, too
                             pubsub.subscribe(*asked)
                         replies |= asked
@@ -213,5 +224,5 @@ def follow(client, prefix, topics):
                     yield changed, synced.states
         except (redis.ConnectionError, redis.TimeoutError) as error:
             log.warning("Redis: %s", error)
-            yield synced.lose_all(f"Redis: {error}", math.inf), synced.states
+            yield synced.lose(synced.states, f"Redis: {error}", math.inf), synced.states
             time.sleep(0.5)  # less than the 2 s that the collector waits for subscribers after a restart of Redis

@@ -9,6 +9,11 @@ import redis
 from synced import follow
 
 
+def by_symbol():
+    """Whether the collector has a channel for each symbol: its setting CHANNEL_BY_SYMBOL."""
+    return os.environ.get("CHANNEL_BY_SYMBOL", "").strip().lower() in ("true", "1", "yes", "on")
+
+
 def show(description, kind, topic, line):
     """Runs until Ctrl+C. kind: what all topics begin with. topic: the default. line: makes a text of a state."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -21,7 +26,7 @@ def show(description, kind, topic, line):
     client = redis.Redis(*address, retry=None, socket_keepalive=True)  # as in the README
     next_report = time.monotonic() + 1
     with suppress(KeyboardInterrupt):
-        for _, states in follow(client, env("CHANNEL_PREFIX", "stream:bybit"), topics):
+        for _, states in follow(client, env("CHANNEL_PREFIX", "stream:bybit"), topics, by_symbol()):
             if time.monotonic() >= next_report:
                 next_report = time.monotonic() + 1
                 for name, state in sorted(states.items()):

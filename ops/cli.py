@@ -3,23 +3,30 @@
 import argparse
 import logging
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from callbacks import CHANNELS, REPLY_PREFIX, REQUEST_CHANNEL
+from callbacks import ALL_CHANNELS, REPLY_PREFIX, REQUEST_CHANNEL, STATES
 from conf import settings
-from conf.streams import StreamSpec
+from conf.plan import Plan
+from ops import VERSION
 from ops.check import run_check
 from ops.instances import run_instances
+from ops.listing import listing_rows
+from ops.log import Lines, Printable
 from ops.status import run_status
 from relay.bybit.exchange import Exchange
+from relay.bybit.instruments import api_base
+from relay.bybit.listing import read_once
+from relay.redis.endpoint import settle
 from relay.redis.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal is gone
 
 EXIT_CODES = """\
-Without an option the collector runs until SIGINT or SIGTERM. Settings come from the environment and from .env.
+Without an option the collector runs until SIGINT, SIGTERM or SIGHUP. Settings come from the environment and from .env.
 
 exit codes:
   0  stopped by a signal, nothing was left in the buffer (earlier drops are in the log and the events);
@@ -30,13 +37,14 @@ exit codes:
 
 
 def parse_arguments(arguments: Sequence[str]) -> str | None:
-    """Returns the command: "check", "status", or None for the collector. Exits for --help and for wrong arguments."""
+    """Returns the command: "check", "status", or None for the collector. Exits for --help, --version and mistakes."""
     parser = argparse.ArgumentParser(
         prog="main.py",
         description="Relays Bybit's public market data to Redis Pub/Sub.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=VERSION)
     commands = parser.add_mutually_exclusive_group()
     for name, description in (
         ("check", "test Redis, Bybit and every stream with these settings, without publishing anything"),
@@ -47,21 +55,31 @@ def parse_arguments(arguments: Sequence[str]) -> str | None:
     return command
 
 
-def run_command(command: str, specs: Mapping[str, StreamSpec], exchange: Exchange, publisher: Publisher) -> int:
-    """Runs "check" or "status" and returns its exit code. The publisher and the streams must not have been started."""
+def run_command(command: str, plan: Plan, streams: Sequence[Any], exchange: Exchange, publisher: Publisher) -> int:
+    """Runs "check" or "status" and returns its exit code. The publisher and the streams must not have been started.
+
+    plan: of streams, which is STREAMS, without a list of instruments.
+    """
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_DFL)  # there is nothing to finish: a signal ends it at once, without a traceback
+    settle(publisher.new_connection)
     key = settings.LEADER_KEY
     if command == "status":
-        return run_instances(publisher, key, f"{settings.CHANNEL_PREFIX}_state") if key else run_status(publisher)
+        return run_instances(publisher, key, STATES) if key else run_status(publisher)
     requests = (REQUEST_CHANNEL, REPLY_PREFIX)
     lease = (key, settings.INSTANCE) if key else None
-    return run_check(list(specs.values()), exchange, publisher, CHANNELS, requests, settings.WARNINGS, lease)
+    base = plan.needs_list and api_base(settings.BYBIT_WS_URL, settings.BYBIT_API_URL, settings.USE_TESTNET)
+    source = (settings.CHANNEL_TYPE, settings.USE_TESTNET, base or "", settings.OPTION_COINS)
+    listing = listing_rows(plan, streams, base or "", lambda seconds: read_once(*source, seconds, exchange.stop))
+    specs = [planned.spec for planned in plan.connections.values() if planned.topics is None or planned.topics]
+    return run_check(specs, exchange, publisher, ALL_CHANNELS, requests, settings.WARNINGS, lease, listing)
 
 
 def configure_logging(level: str, warnings: Iterable[str] = ()) -> None:
     """Logs to stderr, from `level` on. warnings: of the settings, which were read before there was a log."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s [%(threadName)s] %(message)s")
+    lines = Lines()
+    lines.setFormatter(Printable("%(asctime)s %(levelname)s [%(threadName)s] %(message)s"))
+    logging.basicConfig(level=level, handlers=[lines])
     for library in ("websocket", "pybit"):  # they repeat our own lines, with whole frames and pages in them
         logging.getLogger(library).propagate = False
     for warning in warnings:
@@ -69,15 +87,18 @@ def configure_logging(level: str, warnings: Iterable[str] = ()) -> None:
 
 
 def install_signal_handlers() -> list[signal.Signals]:
-    """Returns a list that gets the first SIGINT or SIGTERM. A second signal kills the process. Main thread only."""
+    """Returns a list that gets the first SIGINT, SIGTERM or SIGHUP. A second signal kills the process, but for SIGHUP,
+    which comes twice when a terminal is closed. Main thread only.
+    """
     received: list[signal.Signals] = []
 
     def handle(number: int, _frame: object) -> None:
         # Assignments only: the handler runs between any two instructions of the main thread, even inside a lock.
         received.append(signal.Signals(number))
         for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, signal.SIG_IGN if each is signal.SIGHUP else signal.SIG_DFL)
 
     for each in STOP_SIGNALS:
-        signal.signal(each, handle)
+        if each is not signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:  # nohup ignores it
+            signal.signal(each, handle)
     return received

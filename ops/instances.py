@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from time import monotonic, sleep
 
 import redis
+from redis.exceptions import MovedError
 
 from conf.streams import RESERVED_NAME
 from ops.status import OLD_AFTER, State, age_of, parse_state, stream_lines
 from ops.table import format_table
+from relay.log import shorten
+from relay.redis.cluster import NO_LEASE
 from relay.redis.publisher import Publisher
 from relay.redis.registry import LEADER, Entry, Registry
 
@@ -32,8 +35,11 @@ def run_instances(publisher: Publisher, key: str, state_key: str) -> int:
             states = {name: _read_state(connection, f"{state_key}:{name}") for name in registry.entries}
         finally:
             connection.disconnect()
+    except MovedError:
+        print(f"Redis at {publisher.address}: {NO_LEASE}")
+        return 1
     except (OSError, UnicodeError, redis.RedisError) as error:  # UnicodeError: the host is no name of a host
-        print(f"Cannot read the state from Redis at {publisher.address}: {error}")
+        print(f"Cannot read the state from Redis at {publisher.address}: {shorten(error)}")
         return 1
     if not registry.entries:
         print(f"No collector is running: there is no {key}_instances in Redis at {publisher.address}")
@@ -74,7 +80,7 @@ def _print_all(entries: Mapping[str, Entry], alive: set[str], states: Mapping[st
         # By the beats of the instance its state is fresh: what makes it look old are two clocks that differ.
         since = age_of(streams) if streams else 0.0
         lines, none_is_down = stream_lines(streams, since if since <= OLD_AFTER else 0.0)
-        print(f"\n{name}, {entries[name].role}:", *(lines if streams else ["no state yet"]), sep="\n")
+        print(f"\n{shorten(name)}, {shorten(entries[name].role)}:", *(lines if streams else ["no state yet"]), sep="\n")
         well = well and (name not in leaders or (bool(streams) and none_is_down))
     if not leaders:
         print("\nNobody leads: nothing is published")

@@ -9,7 +9,9 @@ import redis
 
 from conf.streams import RESERVED_NAME
 from ops.table import format_table
+from relay.log import shorten
 from relay.redis.publisher import Publisher
+from relay.redis.state import read_hash
 
 # Seconds after which a state is called old. The collector writes one every 5 s, with a delay of up to 1 s.
 OLD_AFTER = 10.0
@@ -28,26 +30,32 @@ HEADS = (
     "p99 ms",
     "conns",
     "gaps",
-    "failures",
+    "failed",
 )
 
 
 def run_status(publisher: Publisher) -> int:
-    """Prints a table of the streams. Returns the exit code: 0 if none is down, 1 if one is or there is no state.
+    """Prints a table of the streams. Returns the exit code: 0 if all is well, 1 if a stream is down or misses topics
+    that Bybit has not rejected, or if there is no state.
 
     publisher: need not be started; a connection is opened only to read.
     """
     try:
-        found = _read_hash(publisher)
+        found = read_hash(publisher.new_connection, publisher.state_key)
     except (OSError, UnicodeError, redis.RedisError) as error:  # UnicodeError: the host is no name of a host
-        print(f"Cannot read the state from Redis at {publisher.address}: {error}")
+        print(f"Cannot read the state from Redis at {publisher.address}: {shorten(error)}")
         return 1
     try:
         state = parse_state(found)
     except ValueError as error:
-        print(f"{publisher.state_key} in Redis at {publisher.address} is not the state of a collector: {error}")
+        print(
+            f"{publisher.state_key} in Redis at {publisher.address} is not the state of a collector: {shorten(error)}"
+        )
         return 1
-    state.pop(RESERVED_NAME, None)
+    collector = state.pop(RESERVED_NAME, None)
+    if collector and not state and age_of({RESERVED_NAME: collector}) <= OLD_AFTER:
+        print("The collector has no streams: STREAMS is empty")
+        return 0
     if not state:
         print(f"No collector is running: there is no {publisher.state_key} in Redis at {publisher.address}")
         return 1
@@ -66,23 +74,21 @@ def age_of(state: State) -> float:
 
 
 def stream_lines(state: State, since: float) -> tuple[list[str], bool]:
-    """The lines of a table of the streams, and whether none of them is down. since: seconds since the state was taken.
+    """The lines of a table of the streams, and whether all is well. since: seconds since the state was taken.
 
-    A stream whose state is unknown, a function of the user's own, is not down.
+    A stream whose state is unknown is not down: a function of the user's own, or one with nothing to carry.
     """
     rows = [HEADS, *(status_row(name, fields, since) for name, fields in sorted(state.items()))]
-    return list(format_table(rows, numbers_from=2)), all(_word(fields) != "DOWN" for fields in state.values())
+    return list(format_table(rows, numbers_from=2)), all(map(is_well, state.values()))
 
 
-def _read_hash(publisher: Publisher) -> list[bytes]:
-    """Names and values of the state hash in turn. Raises OSError, UnicodeError, redis.RedisError."""
-    connection = publisher.new_connection()
-    try:
-        connection.send_command("HGETALL", publisher.state_key)
-        found: list[bytes] = connection.read_response()
-        return found
-    finally:
-        connection.disconnect()
+def is_well(fields: Mapping[str, Any]) -> bool:
+    """Whether a stream is not down, and has all topics that it wants but for those that Bybit rejects. It does not know
+    all of them while it waits for the list of instruments.
+    """
+    topics, wanted, rejected = (fields.get(name) for name in ("topics", "wanted", "rejected"))
+    is_complete = wanted is None or (topics or 0) + (rejected or 0) >= wanted
+    return _word(fields) != "DOWN" and is_complete and not fields.get("waits")
 
 
 def parse_state(found: Sequence[bytes]) -> State:
@@ -102,6 +108,16 @@ def _word(fields: Mapping[str, Any]) -> str:
     return "-" if up is None else "up" if up else "DOWN"
 
 
+def _topics(fields: Mapping[str, Any]) -> str:
+    """How many are subscribed, "695 of 700" if more are wanted, "1 of ?" if it is not known yet how many."""
+    topics, wanted = fields.get("topics"), fields.get("wanted")
+    if topics is None:
+        return "-"
+    if fields.get("waits"):
+        return f"{topics:,} of ?"
+    return f"{topics:,}" if wanted in (None, topics) else f"{topics:,} of {wanted:,}"
+
+
 def status_row(name: str, fields: Mapping[str, Any], since: float) -> tuple[str, ...]:
     """The cells of a stream. since: seconds since its state was taken. A field that is missing or null is a "-"."""
 
@@ -112,7 +128,7 @@ def status_row(name: str, fields: Mapping[str, Any], since: float) -> tuple[str,
     return (
         name,
         _word(fields),
-        cell("topics", "{:,}"),
+        _topics(fields),
         cell("rejected", "{:,}"),
         cell("messages", "{:,}"),
         cell("rate", "{:,.0f}" if (fields.get("rate") or 0) >= 100 else "{:.1f}"),

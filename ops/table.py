@@ -3,6 +3,13 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from relay.log import printable
+
+# Results of --check.
+OK, FAILED, UNKNOWN = "ok", "FAILED", "?"
+
+Row = tuple[str, str, str]  # what is tested, one of the results above, details
+
 # Columns of the terminal that a table keeps to when it can.
 WIDTH = 100
 
@@ -12,6 +19,7 @@ def format_table(rows: Sequence[Sequence[str]], numbers_from: int | None = None)
 
     numbers_from: index of the first column that is aligned to the right, None = none is.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]  # a cell may be a text of Redis or of Bybit
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     start = sum(widths[:-1]) + 2 * (len(widths) - 1)  # of the last column
     for row in rows:

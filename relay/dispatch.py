@@ -3,6 +3,7 @@
 import json
 import logging
 import os.path
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, TypeVar
@@ -37,7 +38,12 @@ class Router:
         log_once: LogOnce,
         on_control: Callable[[dict[str, Any]], None],
     ) -> None:
-        self._callbacks, self._stats, self._log_once, self._on_control = callbacks, stats, log_once, on_control
+        self._stats, self._log_once, self._on_control = stats, log_once, on_control
+        self.route(callbacks)
+
+    def route(self, callbacks: Mapping[str, Callback]) -> None:
+        """Delivers by these callbacks from now on, in place of all others."""
+        self._callbacks = callbacks
         first = next(iter(callbacks.values()), None)
         only = first if all(callback is first for callback in callbacks.values()) else None
         self._raw_callback = only if getattr(only, "raw", False) else None
@@ -105,6 +111,6 @@ class Router:
         callback is one, too: on a stream's thread it would end no program, only the connection.
         """
         self._stats.callback_failures += 1
-        name = getattr(callback, "__qualname__", repr(callback))
+        name = getattr(callback, "__qualname__", None) or reprlib.repr(callback)  # short, whatever its __repr__ does
         if self._log_once.first("callback", (name, type(error))):
             log.error("callback %s failed (later failures of this kind are only counted)", name, exc_info=error)

@@ -12,6 +12,9 @@ F = TypeVar("F", bound=Callable[..., object])
 
 # Bybit's categories, as in wss://stream.bybit.com/v5/public/{category}.
 CATEGORIES = ("linear", "spot", "inverse", "option")
+# Levels on each side of an order book that Bybit offers in each category.
+# https://bybit-exchange.github.io/docs/v5/websocket/public/orderbook
+DEPTHS = dict.fromkeys(CATEGORIES, (1, 50, 200, 1000)) | {"option": (25, 100)}
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Kind:
     def subject(self, symbol: str, category: str) -> str:
         """What the topic of `symbol` names: the symbol, or its base coin."""
         return symbol.split("-")[0] if category in self.by_base_coin else symbol
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether its topics name a number of levels."""
+        return "{depth}" in self.topic
 
     def topic_for(self, symbol: str, category: str, depth: int) -> str:
         """The topic to subscribe to: "orderbook.50.BTCUSDT"; the trades of an option contract are "publicTrade.BTC"."""

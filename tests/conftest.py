@@ -8,13 +8,16 @@ import threading
 import time
 from pathlib import Path
 
-# Before anything of the program is imported: no developer's settings, from the environment or .env, leak into a test.
-SETTINGS = ("REDIS_", "BYBIT_", "USE_TESTNET", "SYMBOLS", "ORDERBOOK_", "CHANNEL_", "RECONNECT_", "STALL_", "LOG_LEVEL")
-SETTINGS += ("LEADER_KEY", "INSTANCE")
-for name in [name for name in os.environ if name.startswith(SETTINGS)]:
-    del os.environ[name]
-os.environ["PYTHON_DOTENV_DISABLED"] = "1"
+# No developer's settings, from the environment or .env, leak into a test. Their names are those of conf.settings, which
+# reads the environment when it is imported, and ends the program if it does not like it: so that has to be empty then.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+environment = dict(os.environ)
+os.environ.clear()
+os.environ["PYTHON_DOTENV_DISABLED"] = "1"
+from conf.settings import NAMES  # noqa: E402
+
+os.environ.update((name, value) for name, value in environment.items() if name not in NAMES)
+os.environ["PYTHON_DOTENV_DISABLED"] = "1"
 # A shell without job control starts background commands with SIGINT ignored; programs started here would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -32,6 +32,7 @@ def consume(port, pipe):
         try:
             with client.pubsub(ignore_subscribe_messages=True) as pubsub:
                 pubsub.subscribe(*NAMES)
+                pubsub.psubscribe(*(f"{name}:*" for name in NAMES[:-1]))  # where each symbol has its own
                 look = 0.0
                 while True:
                     if message := pubsub.get_message(timeout=0.1):

@@ -11,12 +11,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Pure modules read no clock, open no socket, start no thread and never log.
 PURE_MODULES = (
+    "conf/plan.py",
     "conf/streams.py",
+    "ops/rows.py",
     "relay/backoff.py",
     "relay/bybit/frames.py",
     "relay/bybit/health.py",
     "relay/bybit/instruments.py",
     "relay/bybit/pacer.py",
+    "relay/bybit/rejected.py",
     "relay/bybit/renewal.py",
     "relay/bybit/repeats.py",
     "relay/bybit/requests.py",
@@ -28,6 +31,7 @@ PURE_MODULES = (
     "relay/events.py",
     "relay/kinds.py",
     "relay/log.py",
+    "relay/packing.py",
     "relay/redis/backlog.py",
     "relay/redis/cluster.py",
     "relay/redis/durable.py",

@@ -80,7 +80,7 @@ def test_a_message_arrives_on_its_channel_as_it_was(name, redis_server, monkeypa
     """As bytes, as text and as a dict, in the order of the calls. The marks of the handlers are test_kinds's."""
     publisher = Publisher(port=redis_server.port)
     module = import_module(f"callbacks.{name}")
-    monkeypatch.setattr(module, "publisher", publisher)
+    monkeypatch.setattr(module, "publish", publisher.publish)
     handle = getattr(module, f"handle_{name}")
     messages = [*TEXTS, *map(str.encode, TEXTS), b"\xff\xfe no UTF-8", {"p": "1.50"}]
     expected = [*map(str.encode, TEXTS), *map(str.encode, TEXTS), b"\xff\xfe no UTF-8", b'{"p":"1.50"}']
@@ -106,7 +106,7 @@ def test_all_share_one_publisher_that_is_made_from_the_settings():
             "import callbacks",
             "from importlib import import_module",
             f"modules = [import_module('callbacks.' + name) for name in {NAMES}]",
-            "assert all(module.publisher is callbacks.publisher for module in modules)",
+            "assert all(module.publish == callbacks.publisher.publish for module in modules)",
             "print(callbacks.publisher.address, *(module.CHANNEL for module in modules), callbacks.publisher.status)",
         ]
     )
@@ -120,3 +120,57 @@ def test_all_share_one_publisher_that_is_made_from_the_settings():
     )
     assert process.stderr == ""
     assert process.stdout.split() == ["redis.example:6380", *(f"spot:цена_{name}" for name in (*NAMES, "status"))]
+
+
+BY_SYMBOL = """
+import sys
+from time import monotonic
+from callbacks import BY_SYMBOL, publisher
+from callbacks.orderbook import handle_orderbook
+from callbacks.trades import handle_trades
+publisher.start()
+handle_trades(b'{"topic":"publicTrade.BTCUSDT","ts":1}')
+handle_trades({"topic": "publicTrade.ETHUSDT"})
+handle_orderbook('{"topic":"orderbook.50.BTCUSDT"}')
+handle_orderbook(b"something else")
+publisher.publish("stream:bybit_trades", b'{"topic":"publicTrade.BTCUSDT","mine":1}')
+print(*BY_SYMBOL)
+sys.exit(publisher.stop(monotonic() + 10))
+"""
+
+
+def test_each_symbol_has_its_channels_if_that_is_set(program, redis_server):
+    """What the user publishes goes where the user says."""
+    with Subscriber(redis_server, "*") as subscriber:
+        publishes = program(redis_server, script=BY_SYMBOL, CHANNEL_BY_SYMBOL="True")
+        assert (publishes.wait()[0], publishes.log) == (0, "")
+        eventually(lambda: len(subscriber.messages) >= 5)
+    assert publishes.output.split() == [f"stream:bybit_{name}" for name in NAMES]
+    assert subscriber.messages == [
+        ("stream:bybit_trades:BTCUSDT", b'{"topic":"publicTrade.BTCUSDT","ts":1}'),
+        ("stream:bybit_trades:ETHUSDT", b'{"topic":"publicTrade.ETHUSDT"}'),
+        ("stream:bybit_orderbook:BTCUSDT", b'{"topic":"orderbook.50.BTCUSDT"}'),
+        ("stream:bybit_orderbook", b"something else"),
+        ("stream:bybit_trades", b'{"topic":"publicTrade.BTCUSDT","mine":1}'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({}, "stream:bybit_state"),
+        ({"SHARD": "1/2"}, "stream:bybit_state:1of2"),
+        ({"LEADER_KEY": "lease", "INSTANCE": "a"}, "stream:bybit_state:a"),
+        ({"LEADER_KEY": "lease", "INSTANCE": "a", "SHARD": "2/2"}, "stream:bybit_state:2of2:a"),
+    ],
+)
+def test_collectors_that_share_channels_have_a_state_each(settings, key):
+    process = subprocess.run(
+        [sys.executable, "-c", "import callbacks; print(callbacks.publisher.state_key)"],
+        cwd=ROOT,
+        env=os.environ | settings,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=30,
+    )
+    assert (process.stdout.strip(), process.stderr) == (key, "")

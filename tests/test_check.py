@@ -7,14 +7,16 @@ import pytest
 from conftest import Subscriber
 
 from conf.streams import StreamSpec
-from ops import check as module
-from ops.check import Outcome, bybit_rows, describe_limit, run_check
+from ops import trials as module
+from ops.check import describe_limit, run_check
 from ops.rights import lease_problems
 from ops.table import WIDTH
+from ops.trials import Outcome, bybit_rows
 from relay.bybit.exchange import Exchange
 from relay.kinds import ORDERBOOK, TICKER, TRADES, carries
 from relay.redis.publisher import Publisher
 from sandbox.bybit import Bybit, Script
+from sandbox.redis import free_port
 
 ADDRESS = "wss://stream-testnet.bybit.com"
 
@@ -189,27 +191,30 @@ def test_a_name_that_no_host_can_have_is_named(capsys):
 
 
 def test_all_is_well(program, own_redis):
-    """And nothing is published by the check."""
+    """And nothing is published by the check, or stored."""
     with Subscriber(own_redis, "*") as subscriber, Bybit(rate=500) as bybit:
-        checked = program(own_redis, bybit, arguments=["--check"])
+        checked = program(own_redis, bybit, arguments=["--check"], REDIS_STREAM_MAXLEN=1000)
         assert (checked.wait()[0], checked.log) == (0, "")
         found = table(checked.output)
         assert found.pop("Redis").startswith(f"ok 127.0.0.1:{own_redis.port}, ")
         assert found.pop("slow subscribers").startswith("ok disconnected ")
         assert found.pop("role") == "ok master"
+        assert found.pop("Redis Streams") == "ok 1,000 messages of each channel"
         assert found.pop("permission to publish") == "ok all 5 channels"
         assert found.pop("snapshots on request") == "ok on stream:bybit_request"
         assert found.pop("Bybit") == f"ok {bybit.url}"
         assert list(found) == ["OrderBook", "Trades", "Ticker", "Liquidations"]
         assert all(text.startswith("ok 1 topic subscribed") for text in found.values())
         assert not subscriber.messages
+        with own_redis.client() as client:
+            assert not client.keys()
 
 
 SHORT = """
 import sys
 import main
-import ops.check
-ops.check.FIRST_MESSAGE_TIMEOUT = 1
+import ops.trials
+ops.trials.FIRST_MESSAGE_TIMEOUT = 1
 sys.exit(main.main(["--check"]))
 """
 
@@ -242,6 +247,17 @@ def test_what_is_broken_is_named(program, own_redis):
         assert found[name].startswith("FAILED 1 of 2 topics rejected: ")
         assert topic in found[name]
     assert checked.log == ""
+
+
+def test_rights_that_only_show_when_they_are_needed_are_named(program, own_redis):
+    rights = ("+@all", "allchannels", "~*", "-hset", "-pubsub|numpat")
+    own_redis.client().execute_command("ACL", "SETUSER", "some", "on", ">p", *rights)
+    with Bybit(rate=500) as bybit:
+        checked = program(own_redis, bybit, arguments=["--check"], REDIS_USERNAME="some", REDIS_PASSWORD="p")
+        assert checked.wait()[0] == 1
+    found = table(checked.output)
+    assert found["state for --status"] == "FAILED denied: HSET stream:bybit_state"
+    assert found["subscribers"].startswith("FAILED denied: PUBSUB NUMPAT: ")
 
 
 LEASE = {"LEADER_KEY": "stream:bybit_leader", "INSTANCE": "c"}
@@ -302,3 +318,52 @@ def test_warnings_of_the_settings_are_shown(program, own_redis):
         checked = program(own_redis, bybit, script=WARNING)
         assert checked.wait()[0] == 0, checked.output
     assert table(checked.output)["Settings"] == "? SYMBOL is not a setting"
+
+
+# Where each symbol has channels of its own.
+
+
+def test_the_channels_of_the_symbols_are_tried(program, own_redis):
+    some = ["resetchannels", "&stream:bybit_re*", "&stream:bybit_status", "&stream:bybit_t*"]
+    some += ["&stream:bybit_orderbook", "&stream:bybit_liquidations", "&stream:bybit_liquidations:BTC*"]
+    own_redis.client().execute_command("ACL", "SETUSER", "some", "on", ">p", "+@all", *some)
+    keys = [f"~stream:bybit_{name}" for name in ("orderbook", "t*", "liquidations", "status")]
+    own_redis.client().execute_command("ACL", "SETUSER", "some", "resetkeys", *keys)
+    more = {"CHANNEL_BY_SYMBOL": "True", "REDIS_STREAM_MAXLEN": "1000"}
+    with Bybit(rate=500) as bybit:
+        checked = program(own_redis, bybit, arguments=["--check"], **more)
+        denied = program(own_redis, bybit, arguments=["--check"], REDIS_USERNAME="some", REDIS_PASSWORD="p", **more)
+        assert checked.wait()[0] == 0, checked.output
+        assert denied.wait()[0] == 1
+    assert table(checked.output)["permission to publish"] == "ok all 5 channels, and those of the symbols"
+    channels = "stream:bybit_orderbook:*, stream:bybit_liquidations:*"
+    assert table(denied.output)["permission to publish"] == f"FAILED denied for {channels}"
+    assert table(checked.output)["Redis Streams"] == "ok 1,000 messages of each channel"
+    assert table(denied.output)["Redis Streams"].startswith(f"FAILED {channels}: ")
+
+
+@pytest.mark.parametrize("missing", [None, "+psubscribe", "&stream:bybit_trades:*"])
+def test_the_lease_needs_the_right_to_their_patterns_word_for_word(own_redis, missing):
+    """As Redis has it: to subscribe to a pattern an ACL must have the very same one."""
+    rights = f"{SINGLE} {SHARED} +psubscribe &stream:bybit_trades:*".split()
+    rights = [right for right in rights if right != missing]
+    own_redis.client().execute_command("ACL", "SETUSER", "some", "on", ">p", "resetkeys", *rights)
+    publisher = Publisher("127.0.0.1", own_redis.port, username="some", password="p")
+    channels = ["stream:bybit_trades", "stream:bybit_status", "stream:bybit_trades:*"]
+    problems = list(lease_problems(publisher, "stream:bybit_leader", "a", channels))
+    assert [problem.partition(":")[0] for problem in problems] == ["PSUBSCRIBE"] * (missing is not None)
+
+
+def test_a_redis_that_cannot_be_reached_is_said_in_one_sentence(capsys):
+    address = f"127.0.0.1:{free_port()}"
+    publisher = Publisher("127.0.0.1", int(address.rpartition(":")[2]))
+    assert run_check([], Streams().exchange, publisher, [], ("requests", "reply")) == 1
+    assert capsys.readouterr().out.split() == [
+        "Redis",
+        "FAILED",
+        f"{address}:",
+        "Error",
+        "111:",
+        "Connection",
+        "refused",
+    ]

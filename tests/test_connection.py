@@ -96,6 +96,18 @@ def test_bytes_that_never_become_a_frame_are_silence(exchange, collector):
     assert collector.lines("nothing received for 0.5 s")
 
 
+def test_a_message_that_never_ends_is_silence_whatever_comes_in_between(exchange, collector):
+    collector.timeouts = Timeouts(timer=TIMER, silence=0.5)
+    collector.streams("publicTrade", "BTCUSDT")
+    first = exchange.subscribed()
+    first.send_raw(b"\x01\x01x")
+    while first.closed is None:
+        first.send_raw(b"\x00\x00\x89\x00\x8a\x00")  # an empty fragment, a ping, a pong
+        time.sleep(0.01)
+    collector.delivers(connection=2)
+    assert collector.lines("nothing received for 0.5 s")
+
+
 def test_what_came_before_the_end_in_the_same_bytes_counts(exchange, collector):
     text = message("publicTrade.BTCUSDT")
     collector.streams("publicTrade", "BTCUSDT")
@@ -159,6 +171,22 @@ def test_a_refused_handshake_is_logged_in_a_line_and_tried_again(exchange, colle
     assert len(lines) == 2
     assert all(len(line) < 250 and "<" not in line for line in lines), "no HTML page"
     assert ("region" in lines[0]) == (status == 403)
+
+
+def test_a_system_without_a_thread_to_give_is_logged_in_a_line_and_asked_again(exchange, collector, monkeypatch):
+    start, refused = threading.Thread.start, []
+
+    def refuse(thread):
+        if thread.name.endswith("connecting") and len(refused) < 3:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    collector.streams("publicTrade", "BTCUSDT")
+    collector.delivers()
+    assert len(collector.logs("Lost Bybit: no thread to connect with: can't start new thread; reconnecting")) == 3
+    assert not collector.lines(level=logging.ERROR)
 
 
 @pytest.mark.parametrize("handshake", ["nonsense", "never"])
@@ -447,6 +475,16 @@ def test_a_rejected_topic_costs_only_itself(exchange, collector, category, unnam
     assert not {"tickers.NOPE", "tickers.nope"} & set().union(*exchange.requested(2)), "not asked for at once again"
 
 
+def test_a_stream_of_topics_that_another_knows_to_be_rejected_counts_as_answered(exchange, collector):
+    exchange.knows("BTCUSDT")
+    collector.streams("publicTrade", "BTCUSDT", "NOPE", name="first")
+    collector.events(2)  # one is rejected, one subscribed
+    collector.streams("publicTrade", "NOPE", name="second")
+    second = collector.exchange.streams["second"]
+    eventually(lambda: second.answered)
+    assert (second.topics, second.rejected) == (1, 1)
+
+
 def test_a_topic_that_option_rejects_costs_only_itself(exchange, collector):
     bad, good = "BTC-25JUN27-106000-P-USDT", "BTC-25JUN27-106000-C-USDT"
     exchange.treats(then=Script(refuse=(f"tickers.{bad}",)))
@@ -549,6 +587,17 @@ def test_a_missing_acknowledgement_is_a_failed_connection(exchange, collector, d
     collector.streams("tickers", "BTCUSDT")
     exchange.subscribed(2)
     assert collector.lines("a subscription was not acknowledged within 0.3 s")
+
+
+@pytest.mark.parametrize("kind", ["tickers", "publicTrade"])
+def test_a_topic_that_has_sent_data_before_its_acknowledgement_is_lost_with_the_connection(exchange, collector, kind):
+    exchange.treats(Script(ack_delay=None, data_before_ack=1))
+    exchange.rate = 200
+    collector.streams(kind, "BTCUSDT")
+    collector.received(1)
+    exchange.drops()
+    lost = collector.events(1)[0]
+    assert lost[:2] == ("lost", [f"{kind}.BTCUSDT"])
 
 
 @pytest.mark.parametrize("before", [0, 1, 5])

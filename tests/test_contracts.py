@@ -21,7 +21,8 @@ import pytest
 import redis
 import websocket
 from conftest import eventually
-from pybit.unified_trading import WebSocket
+from pybit.exceptions import InvalidRequestError
+from pybit.unified_trading import HTTP, WebSocket
 from redis import connection as redis_connection
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -30,6 +31,8 @@ from websockets.frames import Frame, Opcode
 from relay.bybit.client import Client
 from relay.bybit.dial import interrupt
 from relay.bybit.exchange import Exchange
+from relay.bybit.rest import Bounded, Leash
+from sandbox.bybit import Bybit, RestScript
 from sandbox.redis import LocalRedis
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,6 +164,66 @@ def test_no_other_name_of_ours_is_one_of_pybits():
     assigned = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and type(node.ctx) is ast.Store}
     ours = assigned | {name for name in vars(Client) if not name.startswith("__")}
     assert ours & theirs == {"_connect", "subscribe"}, pybit(f"it has these names too: {ours & theirs}")
+
+
+# pybit's HTTP and requests below it: the address, retries, authorities, and the connection that can be cut.
+
+REST = "relay/bybit/rest.py Reading"
+
+
+def requests_(change, where="relay/bybit/rest.py Leash"):
+    return broken_contract("requests", change, where)
+
+
+@pytest.mark.parametrize(
+    ("testnet", "url"), [(True, "https://api-testnet.bybit.com"), (False, "https://api.bybit.com")]
+)
+def test_the_address_of_rest_is_an_attribute_and_needs_no_key(testnet, url):
+    assert HTTP(testnet=testnet).endpoint == url, pybit("HTTP.endpoint is not its base URL", REST)
+
+
+def test_an_error_of_bybit_is_raised_at_once_if_its_code_is_not_to_be_retried():
+    with Bybit(rate=0) as bybit:
+        bybit.rest = RestScript(ret_code=10006, headers=(("X-Bapi-Limit-Reset-Timestamp", "4102444800000"),))
+        http = HTTP(retry_codes={-1})
+        http.endpoint = bybit.api_url
+        with pytest.raises(InvalidRequestError) as raised:
+            http.get_instruments_info(category="linear")
+        assert raised.value.status_code == 10006, pybit("status_code is not Bybit's retCode", REST)
+        assert len(bybit.rest_requests) == 1, pybit("retry_codes is not heeded", REST)
+        http.client.close()
+
+
+def test_a_cursor_goes_out_as_it_came_in():
+    with Bybit(rate=0) as bybit:
+        http = HTTP()
+        http.endpoint = bybit.api_url
+        http.get_instruments_info(category="linear", cursor="first%3DA%26last%3DB")
+        assert bybit.rest_requests == ["category=linear&cursor=first%3DA%26last%3DB"], pybit(
+            "a cursor is encoded once more", "relay/bybit/instruments.py _pages"
+        )
+        http.client.close()
+
+
+def test_requests_makes_its_connections_where_they_are_noted_and_reads_its_answers_where_they_are_bounded():
+    with Bybit(rate=0) as bybit:
+        http, leash = HTTP(), Leash()
+        http.endpoint = bybit.api_url
+        http.client.mount("http://", leash)
+        pieces = []
+        read = Bounded.stream
+
+        def stream(self, *arguments, **options):
+            for piece in read(self, *arguments, **options):
+                pieces.append(len(piece))
+                yield piece
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Bounded, "stream", stream)
+            assert http.get_instruments_info(category="linear")["retCode"] == 0
+        assert isinstance(leash._opened, socket.socket), requests_("its connections are made elsewhere")
+        assert pieces, requests_("it does not read an answer by raw.stream()", "relay/bybit/rest.py Bounded")
+        http.client.close()
 
 
 # websocket-client: create_connection(), and the WebSocket that it returns.
@@ -407,6 +470,29 @@ def test_redis_py_lets_us_use_its_socket(parser, login, redis_server, locked_red
         sock.settimeout(0)
         with pytest.raises(BlockingIOError):
             sock.recv(1)
+    finally:
+        connection.disconnect()
+
+
+@pytest.mark.parametrize("kind", [redis.Connection, redis.SSLConnection])
+def test_redis_py_looks_at_host_and_port_when_it_connects_and_only_in_connect(kind, redis_server):
+    """Whatever makes it connect: connect(), or a command after disconnect(). The timeout is looked at then, too."""
+    where, calls = "relay/redis/endpoint.py _Dialled", []
+
+    class Elsewhere(kind):
+        def _connect(self):
+            calls.append(self.socket_connect_timeout)
+            self.host, self.port = "127.0.0.1", redis_server.port
+            return redis.Connection._connect(self)  # without TLS, which this server has not
+
+    connection = Elsewhere(host="192.0.2.1", port=1, protocol=2, socket_connect_timeout=3, retry=Retry(NoBackoff(), 0))
+    try:
+        connection.connect()
+        connection.disconnect()
+        connection.host, connection.port = "192.0.2.1", 1
+        connection.send_command("PING")
+        assert connection.read_response() == b"PONG"
+        assert calls == [3, 3], redis_py("it does not connect in _connect()", where)
     finally:
         connection.disconnect()
 

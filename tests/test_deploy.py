@@ -17,6 +17,7 @@ from conftest import eventually
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from conf.settings import load
 from sandbox.bybit import Bybit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,7 +99,7 @@ def staged(tmp_path):
 def test_make_install_puts_the_program_the_units_and_the_settings_into_a_destdir(staged):
     """All that is needed and nothing else, ready to run; the settings are for root and the collector only."""
     home, etc = staged / "opt/bybit-collector", staged / "etc/bybit-collector"
-    papers = {Path(name) for name in ("requirements.txt", "constraints.txt", "requirements.lock", "README.md")}
+    papers = {Path(name) for name in ("requirements.txt", "constraints.txt", "requirements.lock", "LICENSE")}
     there = {path for path in papers if (ROOT / path).exists()}
     assert files_in(home) == {path.relative_to(ROOT) for path in PROGRAM} | there
     assert files_in(staged / "etc/systemd/system") == {Path(unit) for unit in UNITS}
@@ -172,6 +173,7 @@ def test_no_upgrade_loses_code_of_the_users_own(staged):
 def test_make_uninstall_leaves_the_settings_and_what_it_does_not_know(staged):
     """It says both. A folder that is not the collector's is not touched at all."""
     home, settings = staged / "opt/bybit-collector", Path("etc/bybit-collector/collector.env")
+    (home / "README.md").write_text("of an earlier version", encoding="utf-8")
     (home / "notes.txt").write_text("mine", encoding="utf-8")
     said = make("uninstall", DESTDIR=staged).stdout
     assert files_in(staged) == {settings, Path("opt/bybit-collector/notes.txt")}
@@ -222,6 +224,17 @@ def test_make_install_refuses_a_python_that_the_service_cannot_see(installing):
     assert result.returncode != 0
     assert f"the service cannot see {hidden}" in result.stdout
     assert not variables["PREFIX"].exists()
+
+
+def test_make_install_names_no_systemctl_where_there_is_none(installing):
+    variables, _ = installing
+    fake = variables["PREFIX"] / ".venv/bin/python"  # as if the packages were there already
+    fake.parent.mkdir(parents=True)
+    fake.write_text(f'#!/bin/sh\n[ "$1" = -m ] || exec {sys.executable} "$@"\n', encoding="utf-8")
+    fake.chmod(0o755)
+    said = make("install", **variables | {"SYSTEMCTL": ""}, HIDDEN="/nowhere").stdout
+    assert "systemctl" not in said
+    assert "no systemd here" in said
 
 
 def test_make_install_makes_what_the_units_start(installing):
@@ -615,10 +628,13 @@ def test_compose_understands_the_composition(tmp_path):
         return json.loads(run(*command).stdout)["services"]["collector"]
 
     assert collector()["environment"]["REDIS_HOST"] == "redis"
-    (tmp_path / ".env").write_text("SYMBOLS=ETHUSDT\nREDIS_HOST=elsewhere\nREDIS_PASSWORD=secret\n", encoding="utf-8")
+    (tmp_path / ".env").write_text(
+        "SYMBOLS=ETHUSDT\nREDIS_HOST=elsewhere\nREDIS_SENTINELS=there\nREDIS_PASSWORD=secret\n", encoding="utf-8"
+    )
     found = collector()
     assert (
-        found["environment"] | {"SYMBOLS": "ETHUSDT", "REDIS_HOST": "redis", "REDIS_PASSWORD": ""}
+        found["environment"]
+        | {"SYMBOLS": "ETHUSDT", "REDIS_HOST": "redis", "REDIS_SENTINELS": "", "REDIS_PASSWORD": ""}
         == (found["environment"])
     )
     assert found["build"] == {"context": str(tmp_path), "dockerfile": "deploy/Dockerfile"}
@@ -652,6 +668,18 @@ def test_the_second_collector_differs_in_its_name_only():
         "compose.yaml", "collector"
     )
     assert len(second) == len(service("compose.yaml", "collector")) + 2
+
+
+@pytest.mark.parametrize(("file", "name"), [("compose.yaml", "collector"), ("compose.standby.yaml", "standby")])
+def test_the_redis_of_the_composition_is_used_whatever_the_users_settings_say(file, name):
+    given = dict(re.findall(r'^      (REDIS_\w+): "?(.*?)"?$', "\n".join(service(file, name)), re.M))
+    users = "REDIS_HOST=one,two:7000\nREDIS_PORT=1\nREDIS_SENTINELS=three\nREDIS_SENTINEL_MASTER=other\nREDIS_DB=5\n"
+    users += (
+        "REDIS_USERNAME=u\nREDIS_PASSWORD=p\nREDIS_SSL=True\nREDIS_SENTINEL_USERNAME=u\nREDIS_SENTINEL_PASSWORD=p\n"
+    )
+    used = load(given, users)
+    assert (used.redis_host, used.redis_sentinels) == ((("redis", 6379),), ())
+    assert (used.redis_db, used.redis_username, used.redis_password, used.redis_ssl) == (0, None, None, False)
 
 
 @pytest.mark.timeout(600)

@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 from collections import deque
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 import websocket
@@ -104,6 +104,25 @@ def test_a_step_that_takes_too_long_fails_before_the_deadline(server):
         dial.wait(LONG)
     peer, _ = server.accept()
     assert closed_by_client(peer)
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [b"HTTP/1.1 101 OK\r\nX: ", b"HTTP/1.1 403 Forbidden\r\nContent-Length: 999999999999\r\n\r\n"],
+    ids=["header", "body"],
+)
+def test_an_answer_without_end_is_given_up_after_128_kibibytes(server, endless):
+    dial = Dial(server.url, LONG)
+    peer, _ = server.accept()
+    with closing(peer):
+        peer.sendall(endless)
+        with suppress(OSError):  # it hangs up
+            for _ in range(64):
+                peer.sendall(b"x" * (1 << 20))
+    with pytest.raises(
+        websocket.WebSocketException, match=r"^the handshake was answered with more than 131,072 bytes$"
+    ):
+        dial.wait(AT_ONCE)
 
 
 def test_cancel_from_another_thread_ends_the_wait_at_once(server):

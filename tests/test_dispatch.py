@@ -3,6 +3,7 @@
 import json
 import logging
 from contextlib import suppress
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -97,6 +98,27 @@ def test_each_topic_has_its_own_callback_raw_or_not():
     assert texts == [data(ETH, 1), data(ETH, 3)]
 
 
+def test_the_callbacks_may_be_replaced_raw_by_parsed_and_back():
+    desk = Desk()
+    parsed, texts, first = [], [], desk.received
+    desk.router.route({ETH: parsed.append})
+    assert desk.deliver(data(ETH, 1), data(BTC, 2)) == 1
+    desk.router.route({BTC: raw(lambda message: texts.append(message)), "tickers.X": parsed.append})
+    desk.deliver(data(BTC, 3))
+    desk.router.route({})
+    assert desk.deliver(data(BTC, 4)) == 0
+    assert (first, parsed, texts) == ([], [json.loads(data(ETH, 1))], [data(BTC, 3)])
+
+
+def test_while_the_callbacks_change_a_message_is_parsed_only_if_it_must_be(monkeypatch):
+    desk = Desk()
+    callback = raw(lambda message: desk.received.append(message))
+    desk.router.route({BTC: callback})
+    monkeypatch.setattr("relay.dispatch.json.loads", broken)
+    desk.router.route({BTC: callback, ETH: callback, "publicTrade.X": callback})
+    assert desk.deliver(data(ETH), data("publicTrade.X")) == 2
+
+
 def test_raw_marks_a_callback_and_returns_it():
     def callback(message):
         pass
@@ -184,6 +206,33 @@ def test_a_callback_without_a_name_is_logged_as_it_is(caplog):
 
     Desk({BTC: Callback()}).deliver(data())
     assert "<my callback> failed" in errors(caplog)[0]
+
+
+def test_a_callback_whose_repr_fails_costs_only_its_messages(caplog):
+    class Callback:
+        def __call__(self, message):
+            raise ValueError
+
+        def __repr__(self):
+            raise RuntimeError
+
+    desk = Desk({BTC: Callback()})
+    assert desk.deliver(data(), data()) == 2
+    assert desk.stats.callback_failures == 2
+    assert "Callback instance at" in errors(caplog)[0]
+
+
+def test_a_callback_need_not_be_hashable():
+    @dataclass
+    class Callback:
+        received: list
+
+        def __call__(self, message):
+            self.received.append(message)
+
+    callback = Callback([])
+    assert Desk({BTC: callback, ETH: callback}).deliver(data(BTC), data(ETH)) == 2
+    assert callback.received == [json.loads(data(BTC)), json.loads(data(ETH))]
 
 
 # What is no data.

@@ -1,5 +1,6 @@
 """The documentation: its links lead somewhere, its code compiles, and the recipe for a new channel works."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -47,6 +48,16 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
+def test_the_readme_counts_the_faults_of_the_guarantees():
+    for readme, guarantees in (("README.md", "guarantees.md"), ("docs/README.ru.md", "guarantees.ru.md")):
+        text = (ROOT / "docs" / guarantees).read_text(encoding="utf-8")
+        tables = re.findall(r"^\|.*\n\|-.*\n((?:\|.*\n)+)", text, re.M)
+        leader, failover, _, faults = (rows.count("\n") for rows in tables)
+        found = re.search(rf"\[(\d+) [^]]+\]\([^)]*{guarantees}\)", (ROOT / readme).read_text(encoding="utf-8"))
+        assert found
+        assert int(found[1]) == leader + failover + faults
+
+
 def test_the_recipe_for_a_new_channel_works(tmp_path):
     """CONTRIBUTING.md's candles, added to a copy of the program."""
     for name in PROGRAM:
@@ -58,10 +69,11 @@ def test_the_recipe_for_a_new_channel_works(tmp_path):
     insert(tmp_path / "main.py", stream, before="\ndef run_stream(")
     program = (
         "import callbacks, main\n"
-        "from conf.streams import plan_streams\n"
+        "from conf.streams import checked\n"
         "from relay.kinds import KLINE\n"
-        "(spec,) = plan_streams(main.STREAMS[-1], 'linear', 50, 21_000)\n"
-        "print(spec.name, spec.kind is KLINE, KLINE.topic_for('BTCUSDT', 'linear', 50), callbacks.CHANNELS[4])\n"
+        "entry = checked(main.STREAMS[-1], 'linear')\n"
+        "topics = entry.topics('linear', 50, None)\n"
+        "print(entry.name, entry.kind is KLINE, *topics, callbacks.CHANNELS[4])\n"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert result.stderr == ""
@@ -83,9 +95,14 @@ def log_lines():
         yield from re.findall(r"`([^`]+)`", row)
 
 
-def test_each_line_of_the_log_table_is_in_the_program():
+def sources():
+    """The text of each file of the program."""
     files = [ROOT / "main.py", *(path for name in PROGRAM[1:] for path in (ROOT / name).rglob("*.py"))]
-    source = re.sub(r'"\s*f?"', "", "\n".join(path.read_text(encoding="utf-8") for path in files))
+    return [path.read_text(encoding="utf-8") for path in files]
+
+
+def test_each_line_of_the_log_table_is_in_the_program():
+    source = re.sub(r'"\s*f?"', "", "\n".join(sources()))
     missing = []
     for line in log_lines():
         # What varies: …, words in capitals, names and numbers of an example. A single word tells nothing.
@@ -93,4 +110,33 @@ def test_each_line_of_the_log_table_is_in_the_program():
             words = part.strip(" :;,.()")
             if " " in words and words not in source:
                 missing.append((line, words))
+    assert missing == []
+
+
+def logged():
+    """The formats of the program's log lines that are written where they are logged."""
+    for source in sources():
+        for node in ast.walk(ast.parse(source)):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name("log"), attr="info" | "warning" | "error" | "exception"),
+                    args=[ast.Constant(str(text)), *_],
+                ):
+                    yield text
+
+
+def plain(text):
+    """Its words, without punctuation."""
+    return " ".join(re.sub(r"[:;,.()%]", " ", text).split())
+
+
+def test_each_line_of_the_program_is_in_the_log_table():
+    table = plain(" | ".join(log_lines()))
+    missing = []
+    for text in logged():
+        parts = [plain(part).split() for part in re.split(r"%[\d.]*[a-z]", text)]
+        words = next((part for part in parts if len(part) > 2), max(parts, key=len))
+        # Its first part that tells something begins so in the table, which may break off earlier with a …
+        if " ".join(words[:3]) not in table and " ".join([*words[:2], "…"]) not in table:
+            missing.append(text)
     assert missing == []

@@ -32,9 +32,9 @@ def example():
     """Starts an example as its user does, and kills it after the test."""
     started = []
 
-    def start(name, *args, server):
+    def start(name, *args, server, **settings):
         command = [sys.executable, f"examples/{name}", *map(str, args)]
-        environment = os.environ | {"REDIS_PORT": str(server.port)}
+        environment = os.environ | {"REDIS_PORT": str(server.port)} | settings
         started.append(
             subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         )
@@ -64,10 +64,10 @@ def listeners(client, channel=STATUS):
 class Consumer:
     """The helper on the test's own thread: it reads messages only inside until()."""
 
-    def __init__(self, server, topics=TOPICS, **options):
+    def __init__(self, server, topics=TOPICS, by_symbol=False, **options):
         self.states, self.log = {}, []  # topics that went out of sync, and why
         self._client = server.client(client_name="consumer", **{"retry": None} | options)
-        self._following = follow(self._client, PREFIX, topics)
+        self._following = follow(self._client, PREFIX, topics, by_symbol)
 
     def __enter__(self):
         return self
@@ -96,11 +96,11 @@ class Consumer:
         goal = {topic: self.states[topic].ts + 1 for topic in TOPICS}
         self.until(lambda: self.synced() and all(self.states[topic].ts > ts for topic, ts in goal.items()))
 
-    def check(self, bybit):
+    def check(self, bybit, topics=TOPICS):
         """Halts the market: everything must equal what a new subscriber of Bybit's gets."""
         rate, bybit.rate = bybit.rate, 0
         bybit.run(lambda: None)  # no burst is under way
-        for topic in TOPICS:
+        for topic in topics:
             expected = json.loads(bybit.snapshot(topic))
             data, position = expected["data"], expected.get("cs") or expected["data"]["u"]
             self.until(lambda: self.synced(topic) and position in self.states[topic].last)  # noqa: B023
@@ -172,6 +172,20 @@ def test_what_a_lost_stream_missed_is_healed(program, redis_server, market, faul
         consumer.until(consumer.synced)
         consumer.moves()
         consumer.check(market)
+
+
+def test_the_channels_of_a_few_symbols_are_enough(program, redis_server, market):
+    """Where each symbol has its own: whoever reads these gets no message of others, and is in sync all the same."""
+    with Consumer(redis_server, [TOPIC, TICKER], by_symbol=True) as consumer, redis_server.client() as client:
+        start(program, redis_server, market, CHANNEL_BY_SYMBOL="True")
+        consumer.until(lambda: consumer.synced(TOPIC, TICKER))
+        subscribed = {channel.decode() for channel in client.pubsub_channels(f"{PREFIX}_*")}
+        assert {f"{BOOKS}:BTCUSDT", f"{PREFIX}_ticker:BTCUSDT", STATUS} <= subscribed
+        assert not subscribed & {BOOKS, f"{PREFIX}_ticker", f"{BOOKS}:ETHUSDT"}
+        connection_of(market, TOPIC).drop()
+        consumer.until(lambda: not consumer.synced(TOPIC))
+        consumer.until(lambda: consumer.synced(TOPIC, TICKER))
+        consumer.check(market, [TOPIC, TICKER])
 
 
 def test_a_gap_is_healed(program, redis_server, market):
@@ -279,6 +293,36 @@ def test_a_restart_of_redis_is_healed(program, own_redis, market):
         consumer.check(market)
 
 
+class Moving(redis.Connection):
+    """Asks at each connection where to go, as one behind Sentinel does."""
+
+    master = None
+
+    def connect(self):
+        self.port = self.master.port
+        super().connect()
+
+
+def test_a_redis_that_hangs_is_left_for_the_one_that_is_named_now(own_redis, redis_server, monkeypatch):
+    monkeypatch.setattr(synced, "SILENCE", 1.0)
+    monkeypatch.setattr(Moving, "master", own_redis)
+    pool = redis.ConnectionPool(connection_class=Moving, host="127.0.0.1", retry=None)
+    following = follow(redis.Redis(connection_pool=pool), PREFIX, [TOPIC])
+
+    def comes(server):
+        with server.client() as client:
+            client.publish(BOOKS, book(10, "snapshot"))
+        return next(following)[1][TOPIC].synced
+
+    eventually(lambda: comes(own_redis))
+    own_redis.pause()
+    monkeypatch.setattr(Moving, "master", redis_server)
+    eventually(lambda: next(following)[1][TOPIC].reason == "nothing received for 1 s")
+    eventually(lambda: comes(redis_server))
+    following.close()
+    pool.disconnect()
+
+
 def test_a_lost_reply_is_asked_for_again(program, redis_server, market, monkeypatch):
     lost, receive = [], synced.Synced.receive
 
@@ -383,6 +427,16 @@ def test_help_says_what_the_example_does(name):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert result.returncode == 0
     assert "REDIS_HOST" in result.stdout
+
+
+@pytest.mark.parametrize(("name", "channel"), [("orderbook.py", BOOKS), ("ticker.py", f"{PREFIX}_ticker")])
+def test_a_program_reads_the_channels_of_its_symbols(example, redis_server, name, channel):
+    """With the collector's setting."""
+    process = example(name, server=redis_server, CHANNEL_BY_SYMBOL="True")
+    with redis_server.client() as client:
+        eventually(lambda: listeners(client, f"{channel}:BTCUSDT"))
+        assert not listeners(client, channel)
+    assert end(process, signal.SIGINT) == 0
 
 
 # The recorder.
@@ -567,12 +621,14 @@ def test_at_midnight_utc_a_new_file_begins(tmp_path, monkeypatch):
     }
 
 
-def test_all_that_bybit_sent_is_recorded(program, example, redis_server, tmp_path):
+@pytest.mark.parametrize("by_symbol", [False, True], ids=["a channel for all", "a channel for each symbol"])
+def test_all_that_bybit_sent_is_recorded(program, example, redis_server, tmp_path, by_symbol):
     """With the collector between, whose gaps are in the status file."""
-    process = example("recorder.py", tmp_path, "--flush", 0.1, server=redis_server)
+    setting = {"CHANNEL_BY_SYMBOL": str(by_symbol)}
+    process = example("recorder.py", tmp_path, "--flush", 0.1, server=redis_server, **setting)
     subscribed(redis_server)
     with Bybit(rate=2000, record=True) as bybit:
-        collector = program(redis_server, bybit, RECONNECT_DELAY=0.01)
+        collector = program(redis_server, bybit, RECONNECT_DELAY=0.01, **setting)
         eventually(lambda: len(list(tmp_path.glob("*/*"))) == 5)
         old = connection_of(bybit, TOPIC)
         old.drop()
@@ -589,7 +645,8 @@ def test_all_that_bybit_sent_is_recorded(program, example, redis_server, tmp_pat
     for topic, lines in got.items():
         # What was in flight when the collector ended is missing.
         assert lines == sent[topic][: len(lines)]
-        assert set(lines) <= set(found[channel_of(topic)])
+        channel = channel_of(topic)
+        assert set(lines) <= set(found[f"{channel}-BTCUSDT" if by_symbol else channel])
     assert got.keys() == sent.keys()
     announced = [(one["event"], one["topics"]) for one in events if TOPIC in one["topics"] or one["event"] == "stopped"]
     assert announced == [("subscribed", [TOPIC]), ("lost", [TOPIC]), ("subscribed", [TOPIC]), ("stopped", [])]

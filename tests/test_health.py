@@ -184,3 +184,14 @@ def test_a_topic_requested_again_after_an_hour_has_the_whole_time_for_its_first_
     health.since_request = 0.0
     advance(health, 1.0, awaiting=True, subscribed=True)
     assert not health.first_message_overdue
+
+
+def test_while_nothing_is_subscribed_no_data_is_due_and_then_the_whole_time_is_given():
+    health = Health(DEFAULT, stall_timeout=60)
+    for subscribed, seconds in ((True, 50), (False, 3600), (True, 59)):
+        for _ in range(seconds):
+            health.since_frame = 0.0
+            advance(health, 1.0, subscribed=subscribed)
+    health.since_frame = 0.0
+    with pytest.raises(Stalled):
+        advance(health, 1.0, subscribed=True)

@@ -133,7 +133,7 @@ def test_clocks_that_differ_do_not_matter(instances):
     with instances.living(b=LEADING):
         code, lines = instances.run()
     assert code == 0
-    assert lines[-1].split()[6] == "0.2"  # age s
+    assert lines[-1].split()[8] == "0.2"  # age s
 
 
 def test_no_registry_is_no_collector(instances):

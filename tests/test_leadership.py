@@ -30,7 +30,7 @@ class Instance:
     relieved: what stop() returned, None before.
     """
 
-    def __init__(self, server, name, topics=(TOPIC,), ready=True, **login):
+    def __init__(self, server, name, topics=(TOPIC,), ready=True, by_symbol=(), **login):
         self.name = name
         self.stats = StreamStats(topics=len(topics), subscribed=len(topics) * ready)
         self.exchange = SimpleNamespace(
@@ -39,7 +39,7 @@ class Instance:
         self.publisher = Publisher(
             "127.0.0.1", server.port, timeouts=QUICK, pending=Pending(1 << 24), channels=[CHANNEL, STATUS], **login
         )
-        self.leadership = Leadership(self.publisher, KEY, name, "stream:bybit", [CHANNEL])
+        self.leadership = Leadership(self.publisher, KEY, name, "stream:bybit", [CHANNEL], by_symbol)
         self.lease, self.registry = self.leadership._member.lease, self.leadership._member.registry
         self.relieved = None
         self._server = server
@@ -596,6 +596,23 @@ def test_collectors_of_different_topics_are_warned_about(own_redis, caplog):
             assert "a has linear, stream:bybit, 1 topic (" in text
             assert "b has linear, stream:bybit, 2 topics (" in text
         assert a.leadership._successor is None
+
+
+def test_collectors_whose_topics_change_one_after_the_other_are_not(pair, own_redis, caplog, monkeypatch):
+    """Each reads Bybit's list of instruments when it is its time. If it lasts, it is a mistake."""
+    a, _ = pair
+    a.exchange.topics["Trades"] = frozenset({TOPIC, "publicTrade.NEWUSDT"})
+    a.stats.topics = a.stats.subscribed = 2
+    eventually(lambda: len({entry["topics"] for entry in entries(own_redis).values()}) == 2)
+    beat = entries(own_redis)["a"]["beat"]
+    eventually(lambda: entries(own_redis)["a"]["beat"] > beat + 1)
+
+    def is_warned():
+        return any("different topics" in text for text in logged(caplog, logging.WARNING))
+
+    assert not is_warned()
+    monkeypatch.setattr("relay.redis.member.LISTS_DIFFER", 0.5)
+    eventually(is_warned)
 
 
 RIGHTS = "+@all ~* &*"

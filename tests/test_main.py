@@ -1,9 +1,13 @@
 """main.py as its user runs it: the real program in a process of its own, between the stand-in for Bybit and a Redis."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from collections import defaultdict
+from contextlib import suppress
 
 import pytest
 from conftest import Subscriber, eventually
@@ -159,6 +163,33 @@ def test_it_ends_in_time_though_neither_end_can_be_reached(program):
     assert "Traceback" not in collector.log
 
 
+def test_a_log_that_nobody_reads_stops_neither_the_data_nor_the_end(redis_server, subscriber):
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    with Bybit(rate=50) as bybit:
+        settings = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port), "BYBIT_WS_URL": bybit.url}
+        settings |= {"RECONNECT_DELAY": "0.1"}
+        with subprocess.Popen(
+            [sys.executable, "main.py"], cwd=ROOT, env=os.environ | settings, stderr=writing
+        ) as process:
+            try:
+                eventually(lambda: len(data(subscriber)) > 10, 20)
+                before = len(bybit.connections)
+                for connection in bybit.connections:
+                    connection.drop()
+                eventually(lambda: len(bybit.connections) >= before + 4, 20)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(STOP + 2) == 0
+            finally:
+                process.kill()
+    for each in (reading, writing):
+        os.close(each)
+
+
 def test_a_redis_that_hangs_costs_the_messages_and_a_second_signal_ends_it_at_once(program, own_redis):
     """The first signal leaves 5 s for the rest; who does not want to wait sends another."""
     with Bybit(rate=500) as bybit, Subscriber(own_redis, "*") as subscriber:
@@ -252,6 +283,33 @@ def test_a_wrong_entry_of_streams_is_refused_at_the_start(program, entry, senten
     assert collector.log.count("\n") == 1
 
 
+FAULTY = """
+import sys
+import main
+from ops.monitor import Monitor
+
+tick, faults = Monitor.tick, iter(range(3))
+
+def faulty(monitor):
+    if next(faults, None) is not None:
+        raise LookupError("a mistake of ours")
+    tick(monitor)
+
+Monitor.tick = faulty
+sys.exit(main.main())
+"""
+
+
+def test_an_error_in_the_main_thread_is_logged_once_and_ends_nothing(program, redis_server):
+    with Bybit(rate=300) as bybit:
+        collector = program(redis_server, bybit, script=FAULTY)
+        collector.wait_for_log("Subscribed to ", times=4)
+        code, _ = collector.stop()
+    assert code == 0, collector.log
+    assert collector.log.count("ERROR [MainThread] Internal error; going on") == 1
+    assert collector.log.count("LookupError: a mistake of ours") == 1
+
+
 # What a user may write into main.py: a callback of his own, entries added while it runs.
 OWN = """
 import json
@@ -316,7 +374,7 @@ def test_many_symbols_are_spread_over_connections(program, redis_server):
     kinds = ("orderbook.200", "publicTrade", "tickers", "allLiquidation")
     with Bybit(symbols={"linear": symbols}, rate=0) as bybit:
         collector = program(redis_server, bybit, SYMBOLS=",".join(symbols), ORDERBOOK_DEPTH=200)
-        collector.wait_for_log("Subscribed to ", times=7)
+        collector.wait_for_log("Subscribed to ", times=8)
         code, _ = collector.stop()
         assert code == 0, collector.log
         asked = [[topic for one in link.requests for topic in one["args"]] for link in bybit.connections]
@@ -325,8 +383,8 @@ def test_many_symbols_are_spread_over_connections(program, redis_server):
     topics = sorted(topic for topics in asked for topic in topics)
     assert topics == sorted(f"{kind}.{symbol}" for kind in kinds for symbol in symbols)
     threads = {thread for thread, text in collector.lines("INFO") if text.startswith("Subscribed to ")}
-    parted = {f"{name}.{number}" for name in ("OrderBook", "Trades", "Liquidations") for number in (1, 2)}
-    assert threads == parted | {"Ticker"}
+    names = ("OrderBook", "Trades", "Ticker", "Liquidations")
+    assert threads == {*names, *(f"{name}#2" for name in names)}, "20 % of each are left for what comes later"
 
 
 def test_the_trades_of_many_option_contracts_come_once(program, redis_server):
@@ -340,3 +398,11 @@ def test_the_trades_of_many_option_contracts_come_once(program, redis_server):
         assert code == 0, collector.log
         asked = [topic for link in bybit.connections for one in link.requests for topic in one["args"]]
     assert asked.count("publicTrade.BTC") == 1, "every trade would come more than once"
+
+
+def test_ctrl_c_in_the_middle_of_the_imports_prints_nothing(tmp_path):
+    (tmp_path / "dotenv.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    command = [sys.executable, "main.py"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")

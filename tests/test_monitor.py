@@ -11,12 +11,27 @@ from types import SimpleNamespace
 import pytest
 
 from ops import monitor as module
-from ops.monitor import Monitor, Rates, log_line, state_fields
+from ops.monitor import Monitor, Rates
+from ops.rows import retire, rows
 from relay.stats import StreamStats, percentile
 from sandbox.bybit import Bybit, Script
 
 NOW = 1000.0
 SPECIAL = {"subscribed": 0, "connections": 2, "answered": False, "rejected": 1, "callback_failures": 1}
+
+
+def row_of(stats, wanted=None):
+    """The row of a stream that has one connection."""
+    [row] = rows({"A": stats}, {"A": wanted} if wanted is not None else {}, {}, NOW)
+    return row
+
+
+def state_fields(stats, rate, now, timestamp):
+    return row_of(stats).fields(rate, now, timestamp)
+
+
+def log_line(stats, rate, now):
+    return row_of(stats).log_line(rate, now)
 
 
 class Watched:
@@ -30,7 +45,9 @@ class Watched:
         self.publisher = SimpleNamespace(heartbeat_due=math.inf, backlog=7, set_state=self.states.append)
         self.leadership = SimpleNamespace(heartbeat_due=math.inf)
         self.about = {"requests": 3}
-        self.monitor = Monitor(self.streams, self.threads, self.publisher, lambda: self.about, self.leadership)
+        self.wanted, self.retired = {}, {}
+        about = (self.publisher, lambda: self.about, self.leadership, lambda: self.wanted, self.retired)
+        self.monitor = Monitor(self.streams, self.threads, *about)
 
     def ups(self):
         """`up` of each stream in the last state."""
@@ -78,6 +95,8 @@ def test_the_fields_of_a_stream_that_has_done_nothing():
     assert state_fields(StreamStats(), 0.0, NOW, 1_790_134_712_130) == {
         "up": False,
         "topics": 0,
+        "wanted": None,
+        "waits": False,
         "rejected": 0,
         "messages": 0,
         "rate": 0.0,
@@ -108,6 +127,8 @@ def test_the_fields_of_a_busy_stream():
     assert state_fields(stats, 123.456, NOW, 1) == {
         "up": True,
         "topics": 20,
+        "wanted": None,
+        "waits": False,
         "rejected": 1,
         "messages": 12345,
         "rate": 123.5,
@@ -130,13 +151,95 @@ def test_a_message_that_came_after_the_clock_was_read_has_no_negative_age():
 
 def test_rates_are_measured_over_a_second_at_least():
     rates, stats = Rates(NOW), StreamStats(messages=50)
-    rates.update({"A": stats}, NOW + 2)
+
+    def update(after, **streams):
+        rates.update(rows(streams, {}, {}, NOW), NOW + after)
+
+    update(2, A=stats)
     assert (rates.of("A"), rates.of("B")) == (25, 0)
     stats.messages = 1000
-    rates.update({"A": stats}, NOW + 2.5)
+    update(2.5, A=stats)
     assert rates.of("A") == 25
-    rates.update({"A": stats, "B": StreamStats(messages=19)}, NOW + 4)
+    update(4, A=stats, B=StreamStats(messages=19))
     assert (rates.of("A"), rates.of("B")) == (475, 9.5)
+    update(6, A=StreamStats(messages=10))
+    assert rates.of("A") == 0, "it was removed, and is another one"
+
+
+def busy(**more):
+    fields = {"messages": 100, "connections": 1, "subscribed": 10, "answered": True, "last_message": NOW - 1}
+    return StreamStats(**fields | more)
+
+
+def test_an_entry_is_one_row_over_its_connections():
+    streams = {
+        "Trades": busy(delays=deque([0.001] * 98), rejected=1),
+        "Ticker": busy(),
+        "Trades#2": busy(subscribed=7, delays=deque([0.005, 0.1]), last_message=NOW - 0.5, connections=3, gaps=2),
+    }
+    wanted = {"Trades": 11, "Trades#2": 8, "Ticker": 10}
+    trades, ticker = rows(streams, wanted, {}, NOW)
+    assert (trades.name, ticker.name) == ("Trades", "Ticker")
+    fields = trades.fields(2.0, NOW, 1)
+    assert (fields["up"], fields["topics"], fields["wanted"], fields["rejected"]) == (True, 17, 19, 1)
+    assert (fields["messages"], fields["connections"], fields["gaps"], fields["age"]) == (200, 4, 2, 0.5)
+    assert (fields["delay_p50"], fields["delay_p99"]) == (0.001, 0.005)
+
+
+def test_an_entry_is_up_if_all_its_connections_are():
+    streams = {"Trades": busy(), "Trades#2": busy(subscribed=0)}
+    assert rows(streams, {}, {}, NOW)[0].up is False
+    assert rows(streams, {"Trades": 10, "Trades#2": 0}, {}, NOW)[0].up is True, "the second has nothing to carry"
+    streams["Trades#2"].heartbeat_due = NOW - 60
+    streams["Trades#2"].subscribed = 1
+    assert rows(streams, {}, {}, NOW)[0].up is False, "its thread is stuck"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "up", "awaited"),
+    [(None, False, True), (0, None, False)],
+    ids=["waits for the list", "none in its shard"],
+)
+def test_an_entry_without_a_connection(wanted, up, awaited):
+    [row] = rows({}, {"Trades": wanted}, {}, NOW)
+    assert (row.name, row.up, row.wanted, row.awaited) == ("Trades", up, wanted, awaited)
+
+
+def test_what_connections_did_that_are_no_more_still_counts():
+    retired = retire(retire(None, busy(rejected=2)), busy(callback_failures=1, ignored=2, connections=4))
+    [row] = rows({"Trades": busy()}, {}, {"Trades": retired}, NOW)
+    total = row.total
+    assert (total.messages, total.connections, total.callback_failures, total.ignored) == (300, 6, 1, 2)
+    assert (total.subscribed, total.rejected) == (10, 0)
+
+
+def test_the_summary_and_the_log_have_one_line_for_an_entry(watched, systemd, caplog):
+    caplog.set_level(logging.INFO)
+    run = watched("Trades", "Trades#2", "Ticker")
+    run.wanted = {"Trades": 1, "Trades#2": 1, "Ticker": 1}
+    run.streams["Trades#2"].messages = 60
+    run.tick(60)
+    assert "STATUS=2 of 2 streams up, 60 messages, 7 buffered for Redis" in systemd()[0]
+    assert [line.partition(":")[0] for line in caplog.messages] == ["Trades", "Ticker"]
+    assert run.ups() == {"Trades": True, "Ticker": True}
+
+
+def test_a_change_of_what_is_wanted_is_pushed_at_once(watched):
+    run = watched("Trades")
+    run.wanted = {"Trades": 1}
+    run.tick(0)
+    run.wanted = {"Trades": 2}
+    assert [run.tick(0.25), run.tick(0.5)] == [True, False]
+
+
+def test_an_entry_that_waits_for_the_list_delays_readiness_for_a_minute_at_most(watched, systemd, caplog):
+    run = watched()
+    run.wanted = {"Trades": None, "Ticker": 0}
+    run.tick(0)
+    assert not [lines for lines in systemd() if "READY=1" in lines]
+    run.tick(60)
+    assert [lines for lines in systemd() if "READY=1" in lines]
+    assert "Streams without an answer of Bybit after 60 s: Trades" in caplog.messages
 
 
 def test_the_state_is_pushed_at_the_first_tick_and_then_every_five_seconds(watched):

@@ -177,7 +177,7 @@ PORT = "a port from 1 to 65535"
         ("BYBIT_WS_URL", URL, ["ws://127.0.0.1:99999", "ws://x:abc", "ws://[::1", "ws://h?x=1"]),
         ("BYBIT_WS_URL", URL, ["wss://stream.bybit.com/v5/public/linear"]),
         ("CHANNEL_PREFIX", "a word without spaces", ["", "stream bybit"]),
-        ("RECONNECT_DELAY", DELAY, ["0", "-1", "nan", "1e10", "2s"]),
+        ("RECONNECT_DELAY", DELAY, ["0", "-1", "nan", "1e10", "2s", "1_0", "٢"]),
         ("RECONNECT_DELAY_MAX", DELAY_MAX, ["1", "inf"]),
         ("STALL_TIMEOUT", "seconds, 0 or more", ["nan", "never", "-1"]),
         (
@@ -201,7 +201,7 @@ PORT = "a port from 1 to 65535"
             ["api.bybit.kz", "wss://api.bybit.kz"],
         ),
         ("CHANNEL_BY_SYMBOL", BOOLEAN, ["symbol"]),
-        ("REDIS_PORT", PORT, ["abc", "0", "65536", "6379.0"]),
+        ("REDIS_PORT", PORT, ["abc", "0", "65536", "6379.0", "6_379", "٦٣٧٩"]),
         ("REDIS_DB", "the number of a database, 0 or more", ["-1", "a"]),
         ("REDIS_SSL", BOOLEAN, ["rediss"]),
         ("REDIS_BUFFER_MB", "mebibytes, 1 or more", ["0", "256MB"]),
@@ -224,6 +224,23 @@ def test_a_bad_value_is_refused_in_a_sentence(name, expected, texts):
 def test_a_line_break_in_a_value_does_not_break_the_sentence():
     """A compose file's `SYMBOLS: |` has one symbol on each line."""
     assert sentence({"SYMBOLS": "BTCUSDT\nETHUSDT\n"}) == rf"SYMBOLS=BTCUSDT\nETHUSDT\n: expected {SYMBOLS}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("BYBIT_WS_URL", "wss://a%s"),
+        ("BYBIT_API_URL", "https://a%s"),
+        ("CHANNEL_PREFIX", "a%s"),
+        ("LEADER_KEY", "a%s"),
+        ("REDIS_HOST", "a%s"),
+        ("REDIS_HOST", "::1%s"),
+        ("REDIS_SENTINELS", "a%s:1"),
+    ],
+)
+def test_control_characters_are_refused(name, text):
+    for each in ("\x1b[2J", "\x07", "\x7f"):
+        assert sentence({name: text % each}).startswith(f"{name}={repr(text % each)[1:-1]}: expected ")
 
 
 def test_bytes_that_are_not_text_are_refused():
@@ -451,3 +468,14 @@ def test_the_file_is_that_beside_main_wherever_the_program_is_started_and_the_en
 def test_settings_that_cannot_be_used_end_the_program_with_one_line(home, text, told):
     (home / ".env").write_text(text, encoding="utf-8")
     assert start(home) == (2, "", f"Cannot start: {told}\n")
+
+
+def test_no_setting_of_the_environment_leaks_into_the_tests():
+    """Not even one that would end the program."""
+    code = (
+        "import os, conftest; from conf import settings; print([name for name in settings.NAMES if name in os.environ])"
+    )
+    environ = {**os.environ, **dict.fromkeys(NAMES, "?"), "PYTHON_DOTENV_DISABLED": "0", "KEPT": "1"}
+    tests = Path(__file__).resolve().parent
+    found = subprocess.run([sys.executable, "-c", code], cwd=tests, env=environ, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("[]\n", "")

@@ -132,3 +132,12 @@ def test_it_names_only_what_was_seen_and_is_not_now(ticks):
         assert silent.keys() <= known - seen
         assert all(count >= MIN_TICKS for count in silent.values())
         known |= seen
+
+
+def test_a_topic_that_has_left_is_never_silent_and_is_new_when_it_comes_again():
+    silence = Silence()
+    watch(silence, 200, every(1))
+    silence.forget([TOPIC, b"unknown"])
+    assert watch(silence, DAY, never) == {}
+    watch(silence, MIN_OBSERVED - 1, every(1))
+    assert watch(silence, DAY, never) == {}, "nothing is concluded from so few ticks"

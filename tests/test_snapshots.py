@@ -12,6 +12,7 @@ from conftest import Subscriber
 from programs import by_topic
 from vocabulary import Script, Timeouts, eventually
 
+import main
 from relay.bybit.requests import PART
 from relay.bybit.snapshots import Snapshots
 from relay.redis import listener as module
@@ -286,6 +287,35 @@ def test_topics_that_can_be_served_are_served(service):
     assert without_time(first) == rejection("Bybit has no snapshots of such topics", *trades)
     assert without_time(second) == rejection("this collector does not carry the topic", TICKER)
     assert run.counts() == (1, 2)
+
+
+def test_what_another_collector_carries_is_left_to_it_silently(service, exchange):
+    run = service(foreign=lambda topic: topic.endswith("ETHUSDT")).starts()
+    run.asks("orderbook.50.ETHUSDT", "publicTrade.ETHUSDT", reply="none")
+    run.asks("orderbook.50.ETHUSDT", BOOK, "tickers.NOPE", reply="some")
+    replies = run.replies(2)
+    assert {name for name, _ in replies} == {"some"}
+    assert sorted(str(message.get("topic") or message["topics"]) for _, message in replies) == [
+        "['tickers.NOPE']",
+        BOOK,
+    ]
+    exchange.wait(lambda: run.requested() == [("subscribe", [BOOK]), ("unsubscribe", [BOOK])])
+    assert run.counts() == (2, 1)
+    assert run.replies() == replies
+
+
+@pytest.mark.parametrize("payload", ["no JSON", request(BOOK, op="?"), request(BOOK, topics=[])])
+def test_of_collectors_that_share_the_symbols_one_rejects_what_is_invalid_as_a_whole(service, payload, monkeypatch):
+    monkeypatch.setattr(main, "SHARD", (2, 2))
+    second = service(foreign=lambda topic: main.Collector.foreign(None, topic))
+    second.publishes(payload)
+    second.asks("tickers.ETHUSDT")
+    eventually(lambda: second.counts()[0] == 2)
+    silent = second.counts()[1]
+    monkeypatch.setattr(main, "SHARD", (1, 2))
+    second.publishes(payload)
+    eventually(lambda: second.counts()[0] == 3)
+    assert (silent, second.counts()[1]) == (0, 1)
 
 
 def test_too_many_who_wait_are_rejected(service, exchange):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.stats import SAMPLES_PER_SECOND, Sampler, StreamStats
+from relay.stats import SAMPLES_PER_SECOND, Sampler, StreamStats, stream_of
 
 NOW = 1_700_000_000.0  # seconds since the epoch
 
@@ -62,3 +62,10 @@ def test_a_message_of_another_form_is_passed_over_and_those_around_it_are_measur
     sampler.sample([trade(NOW - 1), *messages, trade(NOW - 2)], NOW)
     assert (stats.delays[0], stats.delays[-1]) == pytest.approx((1, 2))
     assert sampler.budget == SAMPLES_PER_SECOND - 2 - len(messages)
+
+
+@pytest.mark.parametrize(
+    ("connection", "stream"), [("Trades", "Trades"), ("Trades#2", "Trades"), ("Trades.2#13", "Trades.2"), ("", "")]
+)
+def test_a_connection_bears_the_name_of_its_stream(connection, stream):
+    assert stream_of(connection) == stream

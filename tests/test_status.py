@@ -16,6 +16,8 @@ STATE = "stream:bybit_state"
 FIELDS = {
     "up": True,
     "topics": 20,
+    "wanted": 21,
+    "waits": False,
     "rejected": 1,
     "messages": 1234567,
     "rate": 316.4,
@@ -35,7 +37,7 @@ def test_a_row_has_the_fields_of_the_stream_in_units_for_the_eye():
     assert dict(zip(HEADS, row, strict=True)) == {
         "stream": "OrderBook",
         "": "up",
-        "topics": "20",
+        "topics": "20 of 21",
         "rejected": "1",
         "messages": "1,234,567",
         "per s": "316",
@@ -44,7 +46,7 @@ def test_a_row_has_the_fields_of_the_stream_in_units_for_the_eye():
         "p99 ms": "92.1",
         "conns": "3",
         "gaps": "2",
-        "failures": "4",
+        "failed": "4",
     }
 
 
@@ -60,7 +62,7 @@ def test_the_table_fits_an_ordinary_terminal():
     lines = list(format_table(rows, numbers_from=2))
     assert max(map(len, lines)) <= WIDTH
     assert len(lines) == 3
-    assert lines[1].startswith("Liquidations  up      20         1  1,234,567")
+    assert lines[1].startswith("Liquidations  up  20 of 21         1  1,234,567")
 
 
 @pytest.fixture
@@ -95,6 +97,11 @@ def test_the_collector_as_a_whole_is_no_stream(status):
     assert [line.split()[0] for line in lines] == ["stream", "Trades"]
 
 
+def test_a_collector_whose_user_has_taken_all_streams_away_runs(status):
+    code, (line,) = status(**{"*": {"role": "single", "ts": now()}})
+    assert (code, line) == (0, "The collector has no streams: STREAMS is empty")
+
+
 def test_a_stream_that_is_down_makes_code_1(status):
     code, lines = status(Trades=FIELDS | {"ts": now(), "up": False, "topics": 0}, Ticker=FIELDS | {"ts": now()})
     assert code == 1
@@ -102,9 +109,36 @@ def test_a_stream_that_is_down_makes_code_1(status):
 
 
 def test_a_stream_of_which_nothing_is_known_is_a_dash_and_does_not_count(status):
-    code, lines = status(Own=FIELDS | {"ts": now(), "up": None, "topics": 0}, Ticker=FIELDS | {"ts": now()})
+    code, lines = status(
+        Own=FIELDS | {"ts": now(), "up": None, "topics": 0, "wanted": None}, Ticker=FIELDS | {"ts": now()}
+    )
     assert code == 0
     assert [line.split()[1] for line in lines[1:]] == ["-", "up"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "cell", "code"),
+    [
+        ({"topics": 700, "wanted": 700, "rejected": 0}, "700", 0),
+        ({"topics": 695, "wanted": 700, "rejected": 5}, "695 of 700", 0),
+        ({"topics": 695, "wanted": 700, "rejected": 4}, "695 of 700", 1),
+        ({"topics": 0, "wanted": 0, "rejected": 0, "up": None}, "0", 0),
+        ({"topics": 0, "wanted": None, "rejected": 0, "up": False, "waits": True}, "0 of ?", 1),
+        ({"topics": 1, "wanted": 1, "rejected": 0, "waits": True}, "1 of ?", 1),
+    ],
+    ids=["all", "the others are rejected", "one is missing", "nothing to carry", "waits for the list", "a name too"],
+)
+def test_topics_that_are_missing_make_code_1_unless_bybit_rejects_them(status, fields, cell, code):
+    state = FIELDS | {"ts": now()} | fields
+    assert status_row("Trades", state, 0)[2] == cell
+    assert status(Trades=state)[0] == code
+
+
+def test_a_state_of_an_earlier_version_says_nothing_of_what_is_wanted(status):
+    state = FIELDS | {"ts": now()}
+    del state["wanted"]
+    assert status(Trades=state)[0] == 0
+    assert status_row("Trades", state, 0)[2] == "20"
 
 
 @pytest.mark.parametrize("timestamp", ["soon", None, 1.5, True])
@@ -117,7 +151,7 @@ def test_a_state_without_a_time_is_not_the_state_of_a_collector(status, timestam
 def test_an_old_state_is_called_old(status):
     code, lines = status(Trades=FIELDS | {"ts": now() - 13_000})
     assert code == 1, "a health check must not pass on it"
-    assert lines[1].split()[6] in ("13.2", "13.3", "13.4")
+    assert lines[1].split()[8] in ("13.2", "13.3", "13.4")
     assert lines[2].startswith("This was the state 13 s ago: ")
 
 
@@ -165,6 +199,7 @@ def test_the_running_collector(program, own_redis):
         about = state_of(own_redis, whole=True)
         assert abs(about.pop("ts") - now()) < 10_000
         assert about.pop("pending") >= 0
+        assert about.pop("waited") >= 0
         assert about == {"instance": "", "role": "single", "term": 0, "requests": 0, "requests_rejected": 0}
         assert all((one["topics"], one["rejected"], one["connections"]) == (1, 1, 1) for one in state.values())
         status = program(own_redis, arguments=["--status"])
@@ -172,8 +207,8 @@ def test_the_running_collector(program, own_redis):
         assert status.log == ""
         found = {line.split()[0]: line.split() for line in status.output.splitlines()}
         assert list(found) == ["stream", "Liquidations", "OrderBook", "Ticker", "Trades"]
-        assert found["OrderBook"][1:4] == ["up", "1", "1"]
-        assert int(found["OrderBook"][4].replace(",", "")) > 0
+        assert found["OrderBook"][1:6] == ["up", "1", "of", "2", "1"]
+        assert int(found["OrderBook"][6].replace(",", "")) > 0
         assert collector.stop()[0] == 0, collector.log
 
 
@@ -202,10 +237,10 @@ def test_failures_of_a_callback_are_counted(program, own_redis):
 HANGING = """
 import sys
 import threading
-import ops.monitor
+import ops.rows
 from main import STREAMS, main, subscribe_trades
 
-ops.monitor.WATCHDOG_TIMEOUT = 1
+ops.rows.WATCHDOG_TIMEOUT = 1
 
 def hangs(message):
     threading.Event().wait()
@@ -223,3 +258,16 @@ def test_a_stream_whose_callback_does_not_return_is_down(program, own_redis):
         status = program(own_redis, arguments=["--status"])
         assert status.wait()[0] == 1
         assert status.output.splitlines()[1].split()[:2] == ["Hanging", "DOWN"]
+
+
+def test_what_redis_says_does_not_reach_the_terminal_as_it_is():
+    rows = [("stream", ""), ("  a\x1b]0;b\x07", "x\r\ny"), ("c", "d" * 3)]
+    assert list(format_table(rows)) == ["stream", "  a�]0;b�  x��y", "c          ddd"]
+
+
+def test_a_state_of_nobody_does_not_reach_the_terminal_as_it_is(redis_server, capsys):
+    key = "other:state"
+    with redis_server.client() as client:
+        client.hset(key, "a\x1b[2J", '{"ts": 1}')
+    assert run_status(Publisher("127.0.0.1", redis_server.port, state_key=key)) == 1
+    assert capsys.readouterr().out.endswith("unknown field a�[2J\n")

@@ -8,9 +8,9 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from relay.bybit.rejected import RejectedTopics
 from relay.bybit.subscription import (
     MAX_TOPIC_CHARACTERS,
-    RejectedTopics,
     RequestRefused,
     State,
     Subscription,
@@ -170,8 +170,8 @@ def test_topics_that_bybit_lists_later_are_subscribed_when_they_may_be_requested
     bybit, subscription = Bybit("option" if option else "linear", known), make(topics, 10, rejected)
     settle(subscription, bybit, rejected, now=100)
     bybit.known |= later
-    assert settle(subscription, bybit, rejected, now=3699) == []
-    settle(subscription, bybit, rejected, now=3700)
+    assert settle(subscription, bybit, rejected, now=159) == []
+    settle(subscription, bybit, rejected, now=160)
     assert subscription.among(State.SUBSCRIBED) == [topic for topic in topics if topic in bybit.known]
     assert subscription.among(State.REJECTED) == [topic for topic in topics if topic not in bybit.known]
 
@@ -368,6 +368,21 @@ def test_a_rejected_topic_is_blocked_for_the_time_of_its_retry():
     assert not rejected.blocks("b", 100)
 
 
+def test_a_topic_that_is_rejected_again_and_again_is_asked_for_less_and_less_often():
+    """Soon at first: Bybit's list has a new symbol before each of its WebSocket servers knows it."""
+    rejected = RejectedTopics(retry_after=300)
+    now, pauses = 0.0, []
+    for _ in range(4):
+        rejected.add("a", now)
+        rejected.add("a", now + 1)  # by another stream, which had asked at the same time
+        pauses.append(next(pause for pause in range(1000) if not rejected.blocks("a", now + pause)))
+        now += pauses[-1]
+    assert pauses == [60, 120, 240, 300]
+    rejected.forget("a")
+    rejected.add("a", now)
+    assert not rejected.blocks("a", now + 60)
+
+
 def test_a_rejection_is_new_once_until_the_topic_is_accepted():
     rejected = RejectedTopics(retry_after=60)
     assert rejected.add("a", 0)
@@ -377,6 +392,17 @@ def test_a_rejection_is_new_once_until_the_topic_is_accepted():
     assert not rejected.forget("a")
     assert not rejected.blocks("a", 100)
     assert rejected.add("a", 200)
+
+
+def test_who_waits_for_a_topic_is_told_when_its_rejection_is_forgotten():
+    told = []
+    rejected = RejectedTopics(forgotten=lambda topic: told.append((topic, rejected.blocks(topic, 0))))
+    rejected.add("a", 0)
+    rejected.forget("b")
+    assert told == []
+    rejected.forget("a")
+    rejected.forget("a")
+    assert told == [("a", False)], "after it is forgotten"
 
 
 def test_the_next_connection_does_not_ask_for_a_rejected_topic():
@@ -456,6 +482,25 @@ def test_what_is_released_is_unsubscribed_and_forgotten_once_bybit_has_acknowled
     assert subscription.requests(0) == []
     assert subscription.receive(bybit.answer(text)) == Verdict()
     assert subscription.states == {"t.b": State.SUBSCRIBED}
+
+
+def test_what_had_been_accepted_and_is_gone_is_told_of_once():
+    rejected, bybit = RejectedTopics(), Bybit("linear", ["t.a", "t.b", "t.d"])
+    subscription = make(["t.a", "t.b", "t.c", "t.d"], rejected=rejected)
+    settle(subscription, bybit, rejected)
+    subscription.release(["t.a", "t.c"])
+    subscription.renew(["t.b"])
+    assert (subscription.take_left(), subscription.parting, subscription.carried) == ([], ["t.a"], ["t.b", "t.d"])
+    assert subscription.wanted == 2
+    (text,) = subscription.requests(0)
+    assert subscription.parting == ["t.a"]
+    subscription.receive(bybit.answer(text))
+    assert (subscription.take_left(), subscription.take_left(), subscription.parting) == (["t.a"], [], [])
+    subscription.release(["t.b"])  # while it is renewed: unsubscribed, and to be requested again
+    assert subscription.take_left() == ["t.b"]
+    subscription.want(["t.e"])
+    subscription.release(["t.e"])
+    assert subscription.take_left() == [], "it never was"
 
 
 def test_what_is_released_before_it_was_requested_leaves_at_once():
@@ -575,6 +620,27 @@ def test_a_renewed_topic_that_another_connection_learns_to_be_unknown_is_carried
     assert (subscription.carried, subscription.among(State.REJECTED)) == (["t.b"], ["t.a"])
 
 
+def test_what_sends_before_its_acknowledgement_flows():
+    subscription = make(["t.a", "t.b", "orderbook.1.c"], snapshot_first=SNAPSHOT_FIRST)
+    subscription.requests(0)
+    assert subscription.flowing == []
+    subscription.seen([message("orderbook.1.c"), message("t.a"), message("t.z"), b"\xff" * 20])
+    assert (subscription.flowing, subscription.carried) == (["orderbook.1.c", "t.a"], [])
+    subscription.renew(["orderbook.1.c"])
+    assert subscription.flowing == ["t.a"], "the other one is wrong already"
+    subscription.receive({"req_id": "1", "op": "subscribe", "success": True})
+    assert subscription.flowing == subscription.carried == ["t.a", "t.b", "orderbook.1.c"], "each once"
+
+
+def test_what_is_rejected_flows_no_more():
+    subscription = make(["t.a"])
+    subscription.requests(0)
+    subscription.seen([message("t.a")])
+    response = {"req_id": "1", "op": "subscribe", "success": False, "ret_msg": "no topic t.a"}
+    assert subscription.receive(response).rejected == ["t.a"]
+    assert subscription.flowing == []
+
+
 def test_an_answer_to_another_kind_of_request_is_none_of_ours():
     subscription = make(["a"])
     subscription.requests(0)
@@ -607,7 +673,8 @@ class Life(RuleBasedStateMachine):
         self.rejected = RejectedTopics()
         self.bybit = Bybit(category, known)
         self.subscription = make([], per_request, self.rejected, SNAPSHOT_FIRST)
-        self.outbox, self.wanted, self.left = deque(), set(), set()
+        self.outbox, self.wanted = deque(), set()
+        self.told = set()  # topics that consumers believe to be subscribed
 
     topics = st.lists(st.sampled_from(TOPICS[:8]), min_size=1, max_size=4)
 
@@ -620,6 +687,7 @@ class Life(RuleBasedStateMachine):
     def release(self, topics):
         self.subscription.release(topics)
         self.wanted.difference_update(topics)
+        self.takes_left()
 
     @rule(topics=topics)
     def renew(self, topics):
@@ -641,13 +709,32 @@ class Life(RuleBasedStateMachine):
         verdict = self.subscription.receive(self.bybit.answer(self.outbox.popleft()))
         for topic in verdict.rejected:
             self.rejected.add(topic, 0)
+        new = set(verdict.accepted) - set(verdict.renewed)
+        assert self.told.isdisjoint(new)
+        assert self.told.issuperset(verdict.renewed)
+        self.told = (self.told | new) - set(verdict.rejected)
+        self.takes_left()
         self.outbox += [text for topics in verdict.retry for text in self.subscription.request(topics)]
+
+    def takes_left(self):
+        left = self.subscription.take_left()
+        assert self.told.issuperset(left)
+        assert len(left) == len(set(left))
+        self.told.difference_update(left)
 
     @invariant()
     def wanted_topics_have_a_state(self):
         assert self.wanted <= self.subscription.states.keys()
-        assert set(self.subscription.carried) <= self.subscription.states.keys()
+        assert self.wanted.issuperset(self.subscription.carried)
+        assert self.subscription.wanted == len(self.wanted)
         assert self.subscription.pending == bool(self.outbox)
+
+    @invariant()
+    def what_consumers_were_told_of_is_carried_or_leaving(self):
+        assert self.told == {*self.subscription.carried, *self.subscription.parting}
+        flowing = self.subscription.flowing
+        assert self.wanted >= set(flowing) >= set(self.subscription.carried)
+        assert len(flowing) == len(set(flowing))
 
     def teardown(self):
         if not hasattr(self, "outbox"):
@@ -657,6 +744,7 @@ class Life(RuleBasedStateMachine):
                 self.answer()
             self.ask()
         known = self.wanted & self.bybit.known
+        assert self.told == known
         assert set(self.subscription.states) == self.wanted, "released topics are gone"
         assert set(self.subscription.among(State.SUBSCRIBED)) == self.bybit.subscribed == known
         assert set(self.subscription.among(State.REJECTED)) == self.wanted - known

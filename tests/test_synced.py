@@ -43,7 +43,7 @@ class Consumer:
     def __init__(self, *topics):
         self.now = 1000.0
         self.synced = Synced(PREFIX, topics)
-        self.synced.connected(self.now)
+        self.synced.connected(STATUS, self.now)
         self.asked = self.later(0)
         self.reply = self.synced.states[topics[0]].reply
 
@@ -86,6 +86,7 @@ BOOK_HISTORIES = {
     "u lower, and yet new": [(book(5, seq=2000), False), (book(6, seq=2001), False)],
     "Bybit's service restarts": [(book(1), True), (book(2), True), (book(11), False)],
     "lost": [(told("lost", TOPICS, **LOST), False), (book(99), False), (book(7, "snapshot"), True)],
+    "unsubscribed": [(told("unsubscribed", [BOOK]), False), (book(99), False), (book(7, "snapshot"), True)],
     "lost, and another collector goes on": [(told("lost", TOPICS, **LOST), False), (book(11), True)],
     "stalled": [(told("stalled", [BOOK], **LOST), False), (book(7, "snapshot"), True), (book(8), True)],
     "gap": [(told("gap", [BOOK], before=10, after=12), False), (book(12), False), (book(15, "snapshot"), True)],
@@ -212,7 +213,7 @@ def test_a_reply_to_a_request_from_before_a_loss_does_not_count(loss):
     if loss:
         consumer.gets(loss)
     else:
-        consumer.synced.connected(consumer.now)
+        consumer.synced.connected(STATUS, consumer.now)
     consumer.gets_reply(book(20, "snapshot"), consumer.reply)
     assert not consumer.state().synced
     assert any(BOOK in topics for _, topics in consumer.asks_within(SOON + ROUND))
@@ -241,6 +242,28 @@ def test_while_a_stream_is_lost_no_reply_counts_and_nothing_is_asked(back):
     assert consumer.state().reason == "lost: …"
     consumer.gets(back)
     assert [topics for _, topics in consumer.asks_within(SOON + ROUND)] == [[BOOK]]
+
+
+def test_where_each_symbol_has_channels_those_of_the_topics_are_read():
+    coin = "tickers.BTC-25JUN27-106000-P-USDT"
+    synced = Synced(PREFIX, (*TOPICS, coin, BOOK), by_symbol=True)
+    assert synced.channels == {
+        STATUS: [*TOPICS, coin],
+        f"{BOOKS}:BTCUSDT": [BOOK],
+        f"{BOOKS}:ETHUSDT": [OTHER],
+        f"{TICKERS}:BTCUSDT": [TICKER],
+        f"{TICKERS}:BTC-25JUN27-106000-P-USDT": [coin],
+    }
+    for channel in synced.channels:
+        synced.connected(channel, 1.0)
+    for topic, channel in synced.data.items():
+        message = book(10, "snapshot", topic) if topic.startswith("orderbook") else ticker(10, "snapshot")
+        assert synced.receive(channel, json.dumps(message | {"topic": topic}), 1.0) == [topic]
+        assert synced.states[topic].synced
+    dropped = told("dropped", channel=f"{BOOKS}:ETHUSDT", messages=1)
+    assert synced.receive(STATUS, json.dumps(dropped), 1.0) == [OTHER]
+    assert synced.connected(f"{BOOKS}:BTCUSDT", 2.0) == [BOOK]
+    assert [topic for topic, state in synced.states.items() if state.synced] == [TICKER, coin]
 
 
 # Requests.
@@ -523,13 +546,13 @@ class World:
         self.pipe.clear()
         self.linked = True
         self.waiting.clear()
-        self.synced.connected(self.now)
+        self.synced.connected(STATUS, self.now)
         self.look()
 
     def cut(self):
         self.pipe.clear()
         self.linked = False
-        self.synced.lose_all("Redis: …", math.inf)
+        self.synced.lose(self.synced.states, "Redis: …", math.inf)
 
     def look(self, seconds=0.0):
         self.now += seconds

@@ -23,6 +23,7 @@ from relay.bybit.exchange import Exchange
 from relay.bybit.health import Timeouts
 from relay.bybit.pacer import Pacer
 from relay.dispatch import raw
+from relay.stats import stream_of
 from sandbox.bybit import Bybit, Script
 
 POLL = 0.01  # seconds between two checks of a condition
@@ -168,6 +169,7 @@ class Collector:
         self._messages, self._events = [], []
         self._flushed = 0  # messages
         self._numbers = itertools.count(1)
+        self.keep = raw(lambda text: self._messages.append(text))
 
     # What the streams do with a sink.
 
@@ -175,7 +177,7 @@ class Collector:
         self._flushed = len(self._messages)
 
     def announce(self, event, stream, topics, **fields):
-        assert stream == threading.current_thread().name
+        assert stream == stream_of(threading.current_thread().name)
         self._events.append(Event(event, list(topics), fields))
 
     # What a test does.
@@ -194,7 +196,7 @@ class Collector:
 
     def streams(self, kind, *symbols, callback=None, stall_timeout=0.0, name=None):
         """Starts a stream; `kind` is the first part of its topics. Without a callback its messages are received()."""
-        callback = callback or raw(lambda text: self._messages.append(text))
+        callback = callback or self.keep
         method, options = METHODS[kind]
 
         def subscribe():
@@ -208,6 +210,10 @@ class Collector:
         thread = threading.Thread(target=main.run_stream, args=args, name=stream.name)
         self.threads.append(thread)
         thread.start()
+
+    def assigns(self, name, *topics, callback=None):
+        """Gives a connection these topics; without a callback its messages are received()."""
+        self.exchange.assign(name, dict.fromkeys(topics, callback or self.keep))
 
     def received(self, count=0, timeout=10.0):
         """The messages so far, as text; waits until there are `count`."""

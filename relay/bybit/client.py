@@ -1,5 +1,6 @@
 """How a stream subscribes: pybit names the topics and the address, our Connection does the rest."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pybit.unified_trading import WebSocket
@@ -43,10 +44,27 @@ class Client(WebSocket):
 
     def run(self) -> None:
         """Connects, subscribes and delivers until the connection is lost. Raises ConnectionLost, or InvalidStream if
-        one connection cannot carry the topics; returns after Exchange.close_all().
+        one connection cannot carry the topics, or main has assigned others than its func would subscribe to; returns
+        after Exchange.close_all(), or if it was dropped.
         """
-        size = characters(self._topics)
-        if size > MAX_TOPIC_CHARACTERS:
-            raise InvalidStream(f"{size:,} characters of topics: one connection carries {MAX_TOPIC_CHARACTERS:,}")
         exchange = self._exchange
-        exchange.run(Connection(exchange, self.endpoint, self._topics, self._stall_timeout))
+        connection = Connection(exchange, self.endpoint, self._topics, self._stall_timeout)
+        assigned = exchange.assigned.get(connection.name)
+        size = characters(self._topics)
+        if assigned:
+            self._compare(assigned)
+        elif size > MAX_TOPIC_CHARACTERS:
+            raise InvalidStream(f"{size:,} characters of topics: one connection carries {MAX_TOPIC_CHARACTERS:,}")
+        exchange.run(connection)
+
+    def _compare(self, assigned: Mapping[str, Callback]) -> None:
+        """What is assigned takes the place of what the func has named, so it must be of the same form. The symbols may
+        have changed since.
+        """
+        form = next(iter(assigned)).rpartition(".")[0]
+        for topic in self._topics:
+            if topic.rpartition(".")[0] != form:
+                raise InvalidStream(
+                    f"its func subscribes to {topic}, and the kind of its @carries has {form}.*: a depth stands in the "
+                    "entry; for other topics leave out @carries"
+                )

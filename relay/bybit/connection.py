@@ -17,6 +17,7 @@ from typing import Any
 
 import websocket
 
+from relay.bybit.assignment import Assignment
 from relay.bybit.dial import Dial, describe, is_refusal
 from relay.bybit.dialogue import Dialogue, Plan
 from relay.bybit.exchange import Exchange
@@ -29,7 +30,7 @@ from relay.bybit.waker import Waker
 from relay.dispatch import Callback, Router
 from relay.errors import ConnectionLost, Stalled
 from relay.log import shorten
-from relay.stats import Sampler, StreamStats
+from relay.stats import Sampler, StreamStats, stream_of
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +45,12 @@ WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Connection:
-    """Made and run on its stream's thread, which bears the stream's name.
+    """Made and run on its stream's thread, whose name it bears.
 
-    callbacks: by topic. stall_timeout: seconds without data after which it is given up, 0 = never.
+    callbacks: by topic; if main has assigned topics to it, it takes those in their place, whatever they become.
+    stall_timeout: seconds without data after which it is given up, 0 = never.
     plan: called on the stream's thread once it is connected, every second and after wake(), before anything is asked
-    of Bybit. It may change the subscription, and `callbacks` with it.
+    of Bybit. It may change the subscription, and `callbacks` with it. Nothing is assigned to a connection with a plan.
     """
 
     def __init__(
@@ -60,21 +62,26 @@ class Connection:
         plan: Plan | None = None,
     ) -> None:
         self._exchange, self._url = exchange, url
-        self._name = threading.current_thread().name
-        self.stats = exchange.streams.get(self._name) or StreamStats()  # main made it, or nobody reads it
-        exchange.topics[self._name] = frozenset(callbacks)
+        self.name = threading.current_thread().name
+        self.stats = exchange.streams.get(self.name) or StreamStats()  # main made it, or nobody reads it
+        if self.name in exchange.assigned:
+            callbacks = exchange.assigned[self.name]
+        else:
+            exchange.topics[self.name] = frozenset(callbacks)
         self._subscription = Subscription(
             callbacks, exchange.topics_per_request, exchange.rejected, exchange.snapshot_first
         )
         self._health = Health(exchange.timeouts, stall_timeout)
         self._sampler = Sampler(self.stats)
         self._pinged = 0.0  # monotonic time
-        self._dialogue = Dialogue(
-            exchange, self._name, self._subscription, self.stats, self._health, plan, self._send_text
-        )
-        # With a plan, what a topic is subscribed for is the plan's business.
-        self._repair = None if plan else Repair.of(exchange, self._name, self._subscription, self.stats)
+        stream, subscription = stream_of(self.name), self._subscription
+        self._dialogue = Dialogue(exchange, stream, subscription, self.stats, self._health, self._send_text)
         self._router = Router(callbacks, self.stats, exchange.log_once, self._dialogue.on_control)
+        # With a plan, what a topic is subscribed for is the plan's business.
+        self._repair = None if plan else Repair(exchange, stream, subscription, self.stats)
+        if self._repair:
+            plan = Assignment(exchange, self.name, callbacks, self._router, self._repair).follow
+        self._dialogue.plan = plan
         self._waker: Waker | None = None
         self._closing = False
         self._dial: Dial | None = None
@@ -91,8 +98,8 @@ class Connection:
             self._dial.cancel()  # wakes the stream's thread, whether it still connects or reads already
 
     def wake(self) -> None:
-        """Has the plan called soon. Any thread, any time, never blocks. Before there is a waker the first call of the
-        plan is still to come.
+        """Has the plan called, and Bybit asked, soon. Any thread, any time, never blocks. Before there is a waker the
+        first call of the plan is still to come.
         """
         if self._waker:
             self._waker.wake()
@@ -101,9 +108,9 @@ class Connection:
         """Connects, subscribes and delivers messages until the connection is lost. Raises ConnectionLost; returns after
         close().
         """
-        self._waker = Waker() if self._dialogue.plan else None
         try:
             try:
+                self._waker = Waker()
                 self._open()
                 self._read()
             finally:
@@ -118,6 +125,7 @@ class Connection:
             self._announce_end(repr(error), "lost")
             raise
         finally:
+            self._announce_left()
             self.stats.subscribed = 0
             if self._waker:
                 self._waker.close()
@@ -131,11 +139,21 @@ class Connection:
         raise ConnectionLost(reason, uptime) from cause
 
     def _announce_end(self, reason: str, event: str) -> None:
-        topics = self._subscription.carried
+        topics = self._subscription.flowing
         if topics:
             last = self.stats.last_message
             since = last and round((time() - monotonic() + last) * 1000)
-            self._exchange.sink.announce(event, self._name, sorted(topics), reason=reason, since=since)
+            stream = stream_of(self.name)
+            self._exchange.sink.announce(event, stream, sorted(topics), reason=reason, since=since)
+
+    def _announce_left(self) -> None:
+        """Tells of the topics that end with this connection. The end of the program is told of by main."""
+        if self._exchange.stop.is_set():
+            return
+        left = self._subscription.parting
+        left += self._subscription.carried if self._exchange.ended(self.name) else []
+        if left:
+            self._exchange.sink.announce("unsubscribed", stream_of(self.name), sorted(left))
 
     def _open(self) -> None:
         timeouts, pacer = self._exchange.timeouts, self._exchange.pacer
@@ -156,13 +174,13 @@ class Connection:
     def _read(self) -> None:
         """Reads until the socket is empty, flushes, waits."""
         assert self._ws
+        assert self._waker
         sock, frames, waker = self._ws.sock, FrameReader(), self._waker
         # One buffer for the life of the connection: recv() would allocate as much each time, and fragment memory.
         buffer = memoryview(bytearray(READ_SIZE))
         readable = select.poll()
         readable.register(sock, select.POLLIN)
-        if waker:
-            readable.register(waker, select.POLLIN)
+        readable.register(waker, select.POLLIN)
         sock.settimeout(0)
         flush, interval = self._exchange.sink.flush, self._exchange.timeouts.timer
         now = timer = flushed = self._pinged = monotonic()
@@ -187,7 +205,7 @@ class Connection:
             if now - timer >= interval:
                 self._on_timer(now, now - timer)
                 timer = now
-            elif waker and waker.take():
+            elif waker.woken and waker.take():
                 self._dialogue.advance(now)
 
     def _take(self, frames: FrameReader, chunk: bytes) -> int:
@@ -198,9 +216,10 @@ class Connection:
         if messages:
             if self._sampler.budget > 0:
                 self._sampler.sample(messages, time())
-            if self._subscription.awaiting_snapshot:
+            if self._subscription.awaiting_snapshot or self._subscription.pending:
                 self._subscription.seen(messages)
-            if self._repair and (gaps := self._repair.look(messages)):
+            repair = self._repair
+            if repair and repair.watches and (gaps := repair.look(messages)):
                 data = self._deliver_around(gaps, messages)
             elif len(messages) <= PING_CHECK_EVERY:
                 data = self._router.deliver(messages)

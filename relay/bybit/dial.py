@@ -10,6 +10,46 @@ import websocket
 
 from relay.log import shorten
 
+MAX_ANSWER = 1 << 17  # bytes of the answer to a handshake: its headers, and the page of one that is refused
+
+
+class Answer:
+    """A socket from which only so much is read. It ends the handshake then."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self._left = sock, MAX_ANSWER
+
+    def recv(self, size: int) -> bytes:
+        data = self.sock.recv(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise websocket.WebSocketException(f"the handshake was answered with more than {MAX_ANSWER:,} bytes")
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+class BoundedWebSocket(websocket.WebSocket):
+    """websocket-client reads the answer to a handshake whatever its length. This one reads no more than MAX_ANSWER."""
+
+    _sock: Any = None
+    _connecting = False
+
+    def connect(self, url: str, **options: Any) -> None:
+        self._connecting = True
+        super().connect(url, **options)
+        if isinstance(self._sock, Answer):
+            self._sock = self._sock.sock
+
+    @property
+    def sock(self) -> Any:
+        return self._sock
+
+    @sock.setter
+    def sock(self, sock: Any) -> None:
+        self._sock = Answer(sock) if sock and self._connecting else sock
+
 
 class Dial:
     """One attempt to connect, on a thread of its own: a name that does not resolve cannot be interrupted.
@@ -19,7 +59,9 @@ class Dial:
     """
 
     def __init__(self, url: str, step_timeout: float) -> None:
-        """step_timeout: seconds for each of name resolution (where possible), TCP, TLS and handshake."""
+        """step_timeout: seconds for each of name resolution (where possible), TCP, TLS and handshake. Raises OSError if
+        the system has no thread to give, as a container with a limit on them.
+        """
         self._url, self._step_timeout = url, step_timeout
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -27,7 +69,10 @@ class Dial:
         self._abandoned = False
         self._ws: websocket.WebSocket | None = None  # set before anything is opened
         name = f"{threading.current_thread().name} connecting"
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+        except RuntimeError as error:
+            raise OSError(f"no thread to connect with: {error}") from error
 
     def wait(self, seconds: float) -> websocket.WebSocket:
         """Raises what connecting raised, or TimeoutError, or ConnectionAbortedError after cancel()."""
@@ -70,7 +115,7 @@ class Dial:
 
     def _make(self, **options: Any) -> websocket.WebSocket:
         """Keeps the WebSocket while it is being opened: a handshake that is never answered can be interrupted."""
-        self._ws = websocket.WebSocket(**options)
+        self._ws = BoundedWebSocket(**options)
         return self._ws
 
 
@@ -79,7 +124,7 @@ def interrupt(ws: websocket.WebSocket | None) -> None:
     if ws and (sock := ws.sock):
         try:
             # Not SSLSocket's own shutdown: that drops the TLS state which the other thread is using.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            socket.socket.shutdown(sock.sock if isinstance(sock, Answer) else sock, socket.SHUT_RDWR)
         except OSError:
             pass  # it was closed already
 

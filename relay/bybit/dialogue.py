@@ -21,22 +21,21 @@ Plan = Callable[[Subscription, float], object]
 class Dialogue:
     """A part of one connection, on its thread.
 
-    name: of the stream. plan: called before each look at what is to be asked. send: sends a text.
+    stream: for events. plan: called before each look at what is to be asked. send: sends a text.
     """
 
     def __init__(
         self,
         exchange: Exchange,
-        name: str,
+        stream: str,
         subscription: Subscription,
         stats: StreamStats,
         health: Health,
-        plan: Plan | None,
         send: Callable[[str], None],
     ) -> None:
         self.settled_at: float | None = None  # monotonic time at which Bybit had answered for all topics
-        self.plan = plan
-        self._exchange, self._name, self._send = exchange, name, send
+        self.plan: Plan | None = None
+        self._exchange, self._stream, self._send = exchange, stream, send
         self._subscription, self._stats, self._health = subscription, stats, health
 
     def advance(self, now: float) -> None:
@@ -44,7 +43,7 @@ class Dialogue:
         if self.plan:
             self.plan(self._subscription, now)
         self._ask(self._subscription.requests(now))
-        self._count()
+        self._conclude()
 
     def report_missing(self) -> None:
         """Logs the topics that Bybit has accepted and sends nothing of, once each."""
@@ -82,18 +81,18 @@ class Dialogue:
         rejected, now = self._exchange.rejected, monotonic()
         for topic in verdict.rejected:
             if rejected.add(topic, now):
-                reason, minutes = shorten(verdict.reason), rejected.retry_after / 60
+                reason, minutes = shorten(verdict.reason), rejected.first_retry / 60
                 log.error("Bybit rejects %s: %s; retrying in %g min", topic, reason, minutes)
-                self._exchange.sink.announce("rejected", self._name, [topic], reason=reason)
+                self._exchange.sink.announce("rejected", self._stream, [topic], reason=reason)
         for topic in verdict.accepted:
             if rejected.forget(topic):
                 log.info("Bybit now accepts %s", topic)
         if new := [topic for topic in verdict.accepted if topic not in verdict.renewed]:
-            self._exchange.sink.announce("subscribed", self._name, new)
+            self._exchange.sink.announce("subscribed", self._stream, new)
         if not self._subscription.pending:
             self._settle(now)
             self.advance(now)  # at once: a topic that was unsubscribed is requested again
-        self._count()
+        self._conclude()
 
     def _settle(self, now: float) -> None:
         """Bybit has answered all requests."""
@@ -103,9 +102,12 @@ class Dialogue:
             log.log(level, "Subscribed to %s%s", ", ".join(subscribed[:4]), more)
             self.settled_at = self.settled_at or now
 
-    def _count(self) -> None:
+    def _conclude(self) -> None:
+        """Tells of the topics that have left, and counts those that are here."""
         subscription, stats = self._subscription, self._stats
-        stats.topics = len(subscription.states)
+        if left := subscription.take_left():
+            self._exchange.sink.announce("unsubscribed", self._stream, left)
+        stats.topics = subscription.wanted
         stats.subscribed = len(subscription.carried)
         stats.rejected = len(subscription.among(State.REJECTED))
         stats.answered = stats.answered or not subscription.pending

@@ -23,7 +23,8 @@ class FrameReader:
     """
     messages = reader.feed(chunk)   # payloads of whole text and binary messages, oldest first
     reader.pings                    # payloads of pings in that chunk: to be answered
-    reader.alive                    # whether that chunk completed a frame: a message, a fragment, a ping, a pong
+    reader.alive                    # whether that chunk completed a message, or a ping or a pong outside of one: a
+                                    # message that never ends is silence, whatever comes in between
     reader.error                    # ProtocolError or Closed, once there is one; feed() then returns []
 
     max_message: bytes of a message, all its fragments together. Not much more is ever kept between two calls.
@@ -81,7 +82,7 @@ class FrameReader:
             # Its traceback leads back here: a cycle that would keep what was collected, 64 MiB at most, for long.
             self.error = error.with_traceback(None)
             self._fragments = None
-        self.alive = position > 0
+        self.alive = position > 0 and self._fragments is None
         if position < end and not self.error:
             self._tail = bytearray(data[position:])
         elif self._tail:

@@ -42,8 +42,8 @@ class Health:
         watched = min(elapsed, 2 * timeouts.timer)  # a call is due every `timer`: what is far beyond was not watched
         self.since_frame += watched
         self.since_request += watched
-        if subscribed:  # before that, no data is due
-            self.since_message += watched
+        # While nothing is subscribed, no data is due.
+        self.since_message = self.since_message + watched if subscribed else 0.0
         if self.since_frame >= timeouts.silence:
             raise ConnectionLost(f"nothing received for {timeouts.silence:g} s, not even a pong")
         if awaiting_acknowledgement and self.since_request >= timeouts.acknowledgement:

@@ -44,6 +44,13 @@ class Renewals:
         """No snapshot is awaited of it any more."""
         self.awaited.pop(topic, None)
 
+    def drop(self, topics: Iterable[bytes]) -> None:
+        """These topics have left the connection."""
+        for topic in topics:
+            self.forget(topic)
+            self._wrong.pop(topic, None)
+            self._renewed.pop(topic, None)
+
     def seen(self, messages: Iterable[bytes]) -> None:
         """Takes what arrived, while snapshots are awaited."""
         for message in messages:

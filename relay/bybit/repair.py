@@ -19,27 +19,39 @@ NO_SNAPSHOT = "orderbook.full."  # sends deltas only: renewing it would bring no
 
 
 class Repair:
-    """A part of one connection, on its thread. Watches the topics that begin with a snapshot."""
+    """A part of one connection, on its thread. Watches the topics that begin with a snapshot, whichever it has.
 
-    def __init__(self, exchange: Exchange, name: str, subscription: Subscription, stats: StreamStats) -> None:
-        self._exchange, self._name, self._subscription, self._stats = exchange, name, subscription, stats
-        topics = [topic.encode() for topic in subscription.states if topic.startswith(exchange.snapshot_first)]
-        books = [topic for topic in topics if topic.startswith(b"orderbook.")]
+    stream: for events. watches: whether there is such a topic; look() is to be called only then.
+    """
+
+    def __init__(self, exchange: Exchange, stream: str, subscription: Subscription, stats: StreamStats) -> None:
+        self._exchange, self._stream, self._subscription, self._stats = exchange, stream, subscription, stats
         self._renewals, self._silence = Renewals(), Silence()
-        self._sequence = Sequence(self._renewals.awaited) if books else None
-        self._only_books = len(books) == len(subscription.states)
+        self._sequence: Sequence | None = None  # once there is a book
+        self._beginnings: set[bytes] = set()
+        self._updates: dict[bytes, int] = {}  # of the books, at the last tick
+        self._topics: frozenset[bytes] = frozenset()
+        self.follow()
+
+    def follow(self) -> None:
+        """Watches the topics that the subscription has now. To be called before new ones are requested."""
+        self._followed = self._subscription.changes
+        names = self._subscription.states
+        topics = [topic.encode() for topic in names if topic.startswith(self._exchange.snapshot_first)]
+        books = [topic for topic in topics if topic.startswith(b"orderbook.")]
+        left, self._topics = self._topics.difference(topics), frozenset(topics)
+        self.watches = bool(topics)
+        if books and not self._sequence:
+            self._sequence = Sequence(self._renewals.awaited)
+        self._only_books = len(books) == len(names)
         # Of the others is kept, until the next tick, in C: as many bytes of each message as the longest topic has.
         self._beginning = itemgetter(slice(10, 10 + max(map(len, topics), default=0)))
         self._keep = len(books) < len(topics)
-        self._beginnings: set[bytes] = set()
-        self._topics = frozenset(topics)
-        self._updates: dict[bytes, int] = {}  # of the books, at the last tick
-
-    @classmethod
-    def of(cls, exchange: Exchange, name: str, subscription: Subscription, stats: StreamStats) -> "Repair | None":
-        """None where there is nothing to watch."""
-        watches = any(topic.startswith(exchange.snapshot_first) for topic in subscription.states)
-        return cls(exchange, name, subscription, stats) if watches else None
+        if left:
+            self._renewals.drop(left)
+            self._silence.forget(left)
+        if self._sequence:  # also what came after its topic had left
+            self._sequence.forget(self._sequence.next.keys() - self._topics)
 
     def look(self, messages: list[bytes]) -> list[tuple[bytes, Gap]]:
         """Takes what has arrived, before it is delivered. Returns the gaps, each with the message that follows it."""
@@ -57,7 +69,7 @@ class Repair:
         """Tells of a gap, between the messages that it lies between, and begins to mend it."""
         topic, before, after = gap
         self._stats.gaps += 1
-        self._exchange.sink.announce("gap", self._name, [topic], before=before, after=after)
+        self._exchange.sink.announce("gap", self._stream, [topic], before=before, after=after)
         if self._exchange.log_once.first("gap", topic, LOGGED):
             log.warning(
                 "%s: sequence gap: u jumped from %d to %d; subscribing it anew, for a snapshot (logged once a topic, "
@@ -66,7 +78,7 @@ class Repair:
                 before,
                 after,
             )
-        if topic.encode() in self._topics and not topic.startswith(NO_SNAPSHOT):
+        if topic.encode() in self._topics and self._stays(topic) and not topic.startswith(NO_SNAPSHOT):
             self._renewals.want(topic.encode())
             self._begin()
 
@@ -74,8 +86,10 @@ class Repair:
         """What is due by the clock. watched: seconds since the last call in which the socket was watched. Raises
         ConnectionLost if a renewed topic has not sent its snapshot.
         """
+        if self._followed != self._subscription.changes:
+            self.follow()
         for topic in list(self._renewals.awaited):
-            if self._subscription.states.get(topic.decode()) is State.REJECTED:  # it was delisted meanwhile
+            if not self._stays(topic.decode()):  # it was delisted meanwhile
                 self._renewals.forget(topic)
         if overdue := self._renewals.advance(watched):
             raise ConnectionLost(
@@ -83,6 +97,11 @@ class Repair:
             )
         self._report_silent(self._silence.tick(self._seen()))
         self._begin()
+
+    def _stays(self, topic: str) -> bool:
+        """Whether Bybit is to send a topic: it was neither rejected nor released."""
+        state = self._subscription.states.get(topic)
+        return state not in (None, State.REJECTED) and not self._subscription.is_released(topic)
 
     def _begin(self) -> None:
         """Renews the topics that it is time for."""
@@ -105,12 +124,14 @@ class Repair:
     def _report_silent(self, silent: dict[bytes, int]) -> None:
         """Tells of the topics that have fallen silent, and begins to mend them."""
         names = {topic.decode(): ticks for topic, ticks in silent.items()}
-        subscribed = [name for name in sorted(names) if self._subscription.states.get(name) is State.SUBSCRIBED]
+        states = self._subscription.states
+        subscribed = [name for name in names if states.get(name) is State.SUBSCRIBED and self._stays(name)]
+        subscribed.sort()
         for ticks, group in groupby(sorted(subscribed, key=names.__getitem__), key=names.__getitem__):
             self._report_silent_for(round(ticks * self._exchange.timeouts.timer, 3), list(group))
 
     def _report_silent_for(self, seconds: float, topics: list[str]) -> None:
-        self._exchange.sink.announce("silent", self._name, topics, seconds=seconds)
+        self._exchange.sink.announce("silent", self._stream, topics, seconds=seconds)
         for topic in topics:
             if self._exchange.log_once.first("silent", topic, LOGGED):
                 log.warning(

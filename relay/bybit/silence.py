@@ -18,7 +18,7 @@ then is reported once.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 MIN_OBSERVED = 60  # ticks from a topic's first message on, before anything is concluded
@@ -67,6 +67,11 @@ class Silence:
             topic = topics[name]
             topic.longest, topic.last, topic.reported = ticks, tick, True
         return silent
+
+    def forget(self, topics: Iterable[bytes]) -> None:
+        """These topics have left the connection."""
+        for topic in topics:
+            self._topics.pop(topic, None)
 
     def _bound(self, topic: Topic) -> float:
         """Ticks for which it may be quiet."""

@@ -19,9 +19,10 @@ from relay.backoff import Backoff
 from relay.bybit.client import Client
 from relay.bybit.connection import Connection
 from relay.bybit.exchange import Exchange
+from relay.bybit.rejected import RejectedTopics
 from relay.bybit.repeats import Repeats
 from relay.bybit.requests import EXPIRY, TOO_MANY, InvalidRequest, Rounds, Waiting, by_reply, parse, parts, unservable
-from relay.bybit.subscription import MAX_TOPIC_CHARACTERS, RejectedTopics, State, Subscription
+from relay.bybit.subscription import MAX_TOPIC_CHARACTERS, State, Subscription
 from relay.dispatch import Callback, raw
 from relay.errors import ConnectionLost
 from relay.events import encoded_event
@@ -38,6 +39,8 @@ RETRY, RETRY_MAX = 0.25, 4.0
 FRESH_EVERY = 2.0
 # Seconds for which a topic that Bybit rejects on the side is not asked for again.
 REJECTED_RETRY = 60.0
+# Topics that a side connection serves before it is replaced at the next pause, and whose rejections are explained.
+MAX_SERVED, MAX_REASONS = 10_000, 1000
 
 # Seconds after each part of the replies in which the threads of the streams have the interpreter for themselves.
 YIELD = 0.001
@@ -58,8 +61,9 @@ class Snapshots:
     """Takes requests, and rejects what cannot be served.
 
     exchange: of the streams. reply_prefix: with which all reply channels begin. answers: whether this collector is the
-    one that publishes; requests are ignored while it is not. idle: seconds without a request after which the side
-    connection is closed. expiry: seconds after which one who waits is rejected.
+    one that publishes; requests are ignored while it is not. foreign: whether another collector carries a topic: such
+    topics are left to it, silently, and what is invalid as a whole to the one that carries the topic "". idle: seconds
+    without a request after which the side connection is closed. expiry: seconds after which one who waits is rejected.
     """
 
     def __init__(
@@ -68,11 +72,12 @@ class Snapshots:
         replies: Replies,
         reply_prefix: str,
         answers: Callable[[], bool] = lambda: True,
+        foreign: Callable[[str], bool] = lambda _topic: False,
         idle: float = IDLE,
         expiry: float = EXPIRY,
     ) -> None:
         self._exchange, self._replies, self._expiry = exchange, replies, expiry
-        self._reply_prefix, self._answers = reply_prefix, answers
+        self._reply_prefix, self._answers, self._foreign = reply_prefix, answers, foreign
         self._requests = self._rejected = 0
         self._lock = threading.Lock()  # guards _rejected: both threads reject
         rounds = Rounds(MAX_TOPIC_CHARACTERS, expiry=expiry)
@@ -83,15 +88,11 @@ class Snapshots:
         self._side.start()
 
     def join(self, deadline: float) -> None:
-        """Waits until the thread has ended, after the exchange's `stop` was set and its connections were closed; until
-        `deadline` (monotonic) at most.
-        """
+        """Waits for the thread, after `stop` was set and all connections were closed; until `deadline` (monotonic)."""
         self._side.join(deadline)
 
     def counts(self) -> Mapping[str, int]:
-        """For the state hash: messages that asked for something, and rejections, a message may have several. Any
-        thread.
-        """
+        """For the state hash: messages that asked for something, and rejections, several of one. Any thread."""
         return {"requests": self._requests, "requests_rejected": self._rejected}
 
     # The thread Requests.
@@ -104,12 +105,14 @@ class Snapshots:
         try:
             request = parse(payload, self._reply_prefix)
         except InvalidRequest as invalid:
-            self._reject(invalid.reply, invalid.topics, str(invalid), payload)
+            if not self._foreign(""):
+                self._reject(invalid.reply, invalid.topics, str(invalid), payload)
             return
-        exchange = self._exchange
-        rejected = unservable(request.topics, exchange.carries, exchange.flows, exchange.snapshot_first)
+        exchange, ours = self._exchange, [topic for topic in request.topics if not self._foreign(topic)]
+        rejected = unservable(ours, exchange.carries, exchange.flows, exchange.snapshot_first)
         bad = {topic for topics in rejected.values() for topic in topics}
-        if left_out := self._side.ask([topic for topic in request.topics if topic not in bad], request.reply):
+        good = [topic for topic in ours if topic not in bad]
+        if good and (left_out := self._side.ask(good, request.reply)):
             rejected[TOO_MANY] = left_out
         for reason, topics in rejected.items():
             self._reject(request.reply, topics, reason, topics[0])
@@ -261,7 +264,7 @@ class SideConnection:
             self._reject(waiting, self._reasons.get(topic, "Bybit rejects the topic"))
         awaited = [topic for topic in unanswered if subscription.states.get(topic) is State.SUBSCRIBED]
         overdue = self._repeats.overdue(awaited, now)
-        idle = not busy and now - self._asked_at >= self._idle
+        idle = not busy and (now - self._asked_at >= self._idle or len(callbacks) > MAX_SERVED)
         ended = exhausted and (not unanswered or self._repeats.has_waited)
         if self._connection and (idle or overdue or ended):
             self._connection.close()
@@ -290,4 +293,6 @@ class SideConnection:
     def announce(self, event: str, stream: str, topics: list[str], **fields: object) -> None:
         """Keeps why Bybit rejects a topic; all else that happens here is no consumer's business."""
         if event == "rejected":
+            if len(self._reasons) >= MAX_REASONS:
+                self._reasons.clear()
             self._reasons.update(dict.fromkeys(topics, str(fields["reason"])))

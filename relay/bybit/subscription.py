@@ -7,7 +7,7 @@ Every topic is in exactly one state, which is what Bybit has been asked and has 
     REQUESTED      receive()   SUBSCRIBED
     REQUESTED      receive()   REJECTED        Bybit does not know the topic
     REQUESTED      receive()   WANTED          its request failed because of another topic
-    REJECTED       request()   REQUESTED       after REJECTED_RETRY: Bybit lists new symbols
+    REJECTED       request()   REQUESTED       after a while: Bybit lists new symbols
     WANTED         due()       REJECTED        another connection has learnt that Bybit does not know it
     SUBSCRIBED     requests()  UNSUBSCRIBING   it was released or renewed
     UNSUBSCRIBING  receive()   none            it was released
@@ -32,7 +32,8 @@ from enum import Enum
 from itertools import accumulate, count
 from typing import Any
 
-REJECTED_RETRY = 3600.0  # seconds
+from relay.bybit.rejected import RejectedTopics
+
 # Characters of topics on a connection: https://bybit-exchange.github.io/docs/v5/ws/connect.
 MAX_TOPIC_CHARACTERS = 21_000
 
@@ -56,33 +57,6 @@ class Verdict:
 
 class RequestRefused(Exception):
     """Bybit refuses a request, names no topic, and has accepted nothing: hardly the fault of a topic."""
-
-
-class RejectedTopics:
-    """The memory of the process for topics that Bybit rejects, so that a reconnect does not ask for them again.
-
-    Threads share it. Python makes each access to the dict atomic. Two streams that add the same topic at the same
-    moment may both report it, which is harmless.
-    """
-
-    def __init__(self, retry_after: float = REJECTED_RETRY) -> None:
-        self.retry_after = retry_after
-        self._since: dict[str, float] = {}  # topic -> time of its rejection
-
-    def add(self, topic: str, now: float) -> bool:
-        """Whether the topic was not rejected before."""
-        new = topic not in self._since
-        self._since[topic] = now
-        return new
-
-    def forget(self, topic: str) -> bool:
-        """Whether the topic was rejected before."""
-        return self._since.pop(topic, None) is not None
-
-    def blocks(self, topic: str, now: float) -> bool:
-        """Whether it is too early to ask again."""
-        since = self._since.get(topic)
-        return since is not None and now - since < self.retry_after
 
 
 def characters(topics: Iterable[str]) -> int:
@@ -135,8 +109,11 @@ class Subscription:
     ) -> None:
         self.states = dict.fromkeys(topics, State.WANTED)
         self.awaiting_snapshot: set[bytes] = set()  # topics, as they stand in a message
+        self.changes = 0  # how often a topic came or went
         self._leaving: dict[str, bool] = {}  # topics to be unsubscribed; the value: whether to request them again
         self._returning: set[str] = set()  # topics that were unsubscribed and are requested again
+        self._early: set[str] = set()  # topics that have sent data before the answer to their request
+        self._left: list[str] = []  # topics that were accepted and are gone, until take_left()
         self._per_request, self._rejected, self._snapshot_first = per_request, rejected, snapshot_first
         self._pending: dict[str, tuple[str, list[str]]] = {}  # op and topics by req_id, the oldest request first
         self._ids = count(1)
@@ -146,6 +123,7 @@ class Subscription:
         for topic in topics:
             if topic not in self.states:
                 self.states[topic] = State.WANTED
+                self.changes += 1
             elif self._leaving.get(topic) is False:
                 del self._leaving[topic]
                 self._leave(topic, again=True)
@@ -174,22 +152,49 @@ class Subscription:
                 self._leaving[topic] = again
 
     def _forget(self, topic: str) -> None:
-        del self.states[topic]
+        if self.states.pop(topic) is State.UNSUBSCRIBING or topic in self._returning:
+            self._left.append(topic)
+        self.changes += 1
         self._returning.discard(topic)
+        self._early.discard(topic)
         self.awaiting_snapshot.discard(topic.encode())
 
     def among(self, state: State) -> list[str]:
         """The topics in a state, in the order of the constructor."""
         return [topic for topic, current in self.states.items() if current is state]
 
+    def is_released(self, topic: str) -> bool:
+        """Whether the topic is being unsubscribed, or will be, for good."""
+        return self._leaving.get(topic) is False
+
     @property
     def carried(self) -> list[str]:
         """The topics that Bybit has accepted and sends: those SUBSCRIBED, and those that are being renewed."""
-        return [
-            topic
-            for topic, state in self.states.items()
-            if state is State.SUBSCRIBED or topic in self._returning or self._leaving.get(topic)
-        ]
+        return [topic for topic in self._accepted() if not self.is_released(topic)]
+
+    @property
+    def flowing(self) -> list[str]:
+        """Those carried, and those that have sent data before their answer; not those with a renewal noted."""
+        return self.carried + sorted(self._early - self._leaving.keys() - self._returning)
+
+    @property
+    def parting(self) -> list[str]:
+        """The topics that Bybit has accepted and that were released: it has not acknowledged their end."""
+        return [topic for topic in self._accepted() if self.is_released(topic)]
+
+    def _accepted(self) -> list[str]:
+        accepted = (State.SUBSCRIBED, State.UNSUBSCRIBING)
+        return [topic for topic, state in self.states.items() if state in accepted or topic in self._returning]
+
+    @property
+    def wanted(self) -> int:
+        """How many topics are not released."""
+        return len(self.states) - list(self._leaving.values()).count(False)
+
+    def take_left(self) -> list[str]:
+        """The topics that had been accepted, were released and are gone, each once."""
+        left, self._left = self._left, []
+        return left
 
     @property
     def pending(self) -> bool:
@@ -267,6 +272,7 @@ class Subscription:
             self.states.update(dict.fromkeys(moved, state))
         verdict.renewed = [topic for topic in verdict.accepted if topic in self._returning]
         self._returning.difference_update(verdict.accepted, verdict.rejected)
+        self._early.difference_update(topics)
         self.awaiting_snapshot.difference_update(topic.encode() for topic in verdict.rejected)
         for topic in [topic for topic in topics if self.states[topic] is not State.SUBSCRIBED]:
             if self._leaving.pop(topic, None) is False:
@@ -285,6 +291,9 @@ class Subscription:
                 self._forget(topic)
 
     def seen(self, messages: Iterable[bytes]) -> None:
-        """Takes the messages that arrived, while snapshots are awaited: `{"topic":"NAME",…` as Bybit writes them."""
+        """Takes messages, while snapshots or answers are awaited: `{"topic":"NAME",…` as Bybit writes them."""
         for message in messages:
-            self.awaiting_snapshot.discard(message[10 : message.find(b'"', 10)])
+            topic = message[10 : message.find(b'"', 10)]
+            self.awaiting_snapshot.discard(topic)
+            if self._pending and self.states.get(name := topic.decode(errors="replace")) is State.REQUESTED:
+                self._early.add(name)

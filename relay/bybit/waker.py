@@ -12,23 +12,24 @@ class Waker:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
-        self._woken = self._closed = False
+        self._closed = False
+        self.woken = False  # whether take() has something to take; its owner reads it
 
     def fileno(self) -> int:
         return self._reader.fileno()
 
     def wake(self) -> None:
         with self._lock:
-            if not self._woken and not self._closed:
-                self._woken = True
+            if not self.woken and not self._closed:
+                self.woken = True
                 self._writer.send(b"\0")
 
     def take(self) -> bool:
         """Whether wake() was called since the last time."""
-        if not self._woken:
+        if not self.woken:
             return False
         with self._lock:
-            self._woken = False
+            self.woken = False
             self._reader.recv(1)
         return True
 

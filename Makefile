@@ -4,6 +4,8 @@
 # make bench      compare its speed with the alternatives; some need Node or another Python
 # make soak       run it under load for an hour; SECONDS=600 for less
 # make drill      kill, freeze and restart everything in turn, and count what was lost
+# make failover   fail Redis over with Sentinels, and count what was lost; ONLY=planned for a part
+# make scale      measure the whole market for half an hour; SERIES=rates SECONDS=3 for less
 # make clean      remove .venv and caches
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -15,7 +17,7 @@ IDENTITY := import sys; print(sys.base_prefix, *sys.version_info[:3])
 OTHER = $(shell test "$$($(PYTHON) -c '$(IDENTITY)' 2>&1)" = "$$($(PY) -c '$(IDENTITY)' 2>&1)" || echo other-python)
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run demo test bench soak drill clean other-python
+.PHONY: help run demo test bench soak drill failover scale clean other-python
 
 help:
 	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
@@ -41,6 +43,13 @@ soak: .venv/dev.stamp
 
 drill: .venv/dev.stamp
 	@$(PY) tests/drill.py $(if $(ONLY),--only $(ONLY))
+
+failover: .venv/dev.stamp
+	@$(PY) tests/failover.py $(if $(ONLY),--only $(ONLY))
+
+# The results go to bench/scale.json; a short look leaves that as it is.
+scale: .venv/bench.stamp
+	@$(PY) -m bench.scale $(if $(SERIES),--series $(SERIES)) $(if $(SECONDS),--seconds $(SECONDS) --rounds 1 --out -)
 
 .venv/python.stamp: $(if $(NAMED),$(OTHER))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \

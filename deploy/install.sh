@@ -5,7 +5,8 @@ set -eu
 
 cd "$(dirname "$0")/.."
 folders="callbacks conf ops relay"
-files="$(echo *.py) constraints.txt requirements.txt requirements.lock README.md"
+files="$(echo *.py) constraints.txt requirements.txt requirements.lock LICENSE"
+former="README.md" # earlier versions had it there, with links that led nowhere
 units="bybit-collector.service bybit-collector@.service"
 to=$DESTDIR$PREFIX
 etc=$DESTDIR$SYSCONFDIR
@@ -71,7 +72,7 @@ differs() {
 back_up_program() {
     while backup=$to/backup-$(date +%Y%m%d-%H%M%S) && [ -e "$backup" ]; do sleep 1; done
     mkdir "$backup"
-    for name in $files main.py.old $folders; do
+    for name in $files $former main.py.old $folders; do
         [ ! -e "$to/$name" ] || mv "$to/$name" "$backup/"
     done
     for file in "$to"/*.py; do # modules that the new version does not have
@@ -157,7 +158,11 @@ do_install() {
     chgrp "$(id -gn "$SERVICE_USER")" "$etc" "$etc/collector.env"
     install_packages
     systemd daemon-reload
-    echo "Next (after an upgrade: systemctl restart bybit-collector):"
+    if [ -z "$SYSTEMCTL" ]; then
+        echo "Installed. There is no systemd here to start it: docs/operations.md has Supervisor and Docker"
+        return
+    fi
+    echo "Next (after an upgrade: systemctl restart bybit-collector). It needs a Redis, which this does not install:"
     echo "  sudo nano $SYSCONFDIR/collector.env"
     echo "  sudo systemctl enable --now --no-block bybit-collector"
     echo "  systemctl status bybit-collector; journalctl -u bybit-collector -f"
@@ -173,7 +178,7 @@ do_uninstall() {
     done
     if installed; then
         remove_program
-        for name in $files .venv; do
+        for name in $files $former .venv; do
             rm -rf "${to:?}/$name"
         done
         rmdir "$to" 2>/dev/null || echo "$to holds files that make install did not put there: left as they are"

@@ -1,0 +1,174 @@
+"""The processes under test: one collector, or several that share the symbols."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from json import dumps
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from sandbox.redis import end_with_parent
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+OUT = ROOT / "bench" / "out"  # logs; not in the repository
+STOP_TIMEOUT = 8.0  # seconds between SIGTERM and SIGKILL
+PAGE = 500  # symbols in an answer of the list of instruments
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where the collectors connect to, and the certificate of the authority that they have to trust."""
+
+    bybit: str
+    rest: str
+    redis_port: int
+    authority: Path
+
+
+def part_of(names: list[str], number: int, of: int) -> list[str]:
+    """The symbols of the collector `number` of so many, as SHARD divides them."""
+    return [name for name in names if zlib.crc32(name.encode()) % of == number - 1]
+
+
+class Collector:
+    """A running collector.
+
+    names: its symbols; empty = all that the list has, of which it takes its shard. parts: entries of STREAMS for each
+    channel. more: further settings.
+    """
+
+    def __init__(self, ends: Ends, names: list[str], shard: tuple[int, int], parts: int, more: dict[str, str]) -> None:
+        settings = {
+            "BYBIT_WS_URL": ends.bybit,
+            "BYBIT_API_URL": ends.rest,
+            "SYMBOLS": ",".join(names) or "ALL",
+            "SHARD": "" if names or shard[1] == 1 else f"{shard[0]}/{shard[1]}",
+            "CHANNEL_TYPE": "linear",
+            "PYTHON_DOTENV_DISABLED": "1",
+            "REDIS_HOST": "127.0.0.1",
+            "REDIS_PORT": str(ends.redis_port),
+            "WEBSOCKET_CLIENT_CA_BUNDLE": str(ends.authority),
+            "SSL_CERT_FILE": str(ends.authority),
+            "BENCH_PARTS": str(parts),
+        }
+        plain = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        OUT.mkdir(exist_ok=True)
+        with (OUT / "scale.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "main.py"] if parts == 1 else [sys.executable, "-m", "bench.scale.streams"],
+                cwd=ROOT,
+                env=plain | settings | more,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+
+    @property
+    def ended(self) -> int | None:
+        """Its exit code when it has ended by itself."""
+        return self.process.poll()
+
+    def stop(self) -> None:
+        """Ends it, with force when it takes too long."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+
+
+def cpu(pid: int) -> float:
+    """Seconds of CPU time, user and system, of the process's living threads.
+
+    From schedstat, in nanoseconds; stat counts the same in hundredths of a second, too coarse for a quiet rate.
+    """
+    total = 0
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            total += int(thread.read_text().split()[0])
+        except OSError:
+            continue  # ended meanwhile
+    return total / 1e9
+
+
+def memory(pid: int, what: str = "VmRSS") -> float:
+    """Resident memory in MiB; what: VmRSS, now, or VmHWM, the peak since forget_peak()."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) / 1024
+
+
+def forget_peak(pid: int) -> None:
+    """The peak of the memory counts from now on."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+class Rest:
+    """Bybit's list of instruments, as far as a collector reads it. A context manager; it has a thread of its own."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def __enter__(self) -> "Rest":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def page(self, query: dict[str, list[str]]) -> bytes:
+        """The body of an answer."""
+        first = int(query.get("cursor", ["0"])[0])
+        size = int(query.get("limit", [str(PAGE)])[0])
+        names = self.names if query.get("status", ["Trading"]) == ["Trading"] else []
+        rows = [
+            {
+                "symbol": name,
+                "contractType": "LinearPerpetual",
+                "status": "Trading",
+                "baseCoin": name.removesuffix("USDT"),
+                "quoteCoin": "USDT",
+                "settleCoin": "USDT",
+                "launchTime": "1585526400000",
+                "deliveryTime": "0",
+                "isPreListing": False,
+                "preListingInfo": None,
+            }
+            for name in names[first : first + size]
+        ]
+        cursor = str(first + size) if first + size < len(names) else ""
+        result = {"category": "linear", "list": rows, "nextPageCursor": cursor}
+        answer = {"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": int(time.time() * 1000)}
+        return dumps(answer).encode()
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        rest = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                body = rest.page(parse_qs(urlsplit(self.path).query))
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler

@@ -15,20 +15,22 @@ NAMES = [*(f"{PREFIX}_{name}" for name in CHANNELS.values()), STATUS]
 RETRY = 0.05  # seconds after which the consumer reconnects
 
 
+def is_over(pipe, messages):
+    """Answers the questions that have come: "end" with all messages, others with their number. Whether it was "end"."""
+    while pipe.poll():
+        question = pipe.recv()
+        pipe.send(messages if question == "end" else len(messages))
+        if question == "end":
+            return True
+    return False
+
+
 def consume(port, pipe):
     """A consumer of all channels, in a process of its own; reconnects by itself. Answers questions until "end"."""
     messages = []
     client = redis.Redis(HOST, port, retry=None, socket_timeout=1)
 
-    def asked():
-        while pipe.poll():
-            question = pipe.recv()
-            pipe.send(messages if question == "end" else len(messages))
-            if question == "end":
-                return True
-        return False
-
-    while not asked():
+    while not is_over(pipe, messages):
         try:
             with client.pubsub(ignore_subscribe_messages=True) as pubsub:
                 pubsub.subscribe(*NAMES)
@@ -39,19 +41,19 @@ def consume(port, pipe):
                         messages.append((time.monotonic(), message["channel"].decode(), message["data"]))
                     if time.monotonic() >= look:  # not for each message: it costs a system call
                         look = time.monotonic() + 0.1
-                        if asked():
+                        if is_over(pipe, messages):
                             return
         except (redis.ConnectionError, redis.TimeoutError):
             time.sleep(RETRY)
 
 
 class Consumer:
-    """`consume` in a process of its own, ended with `with`."""
+    """`task` in a process of its own, ended with `with`. It gets the arguments and a pipe, and answers as `consume`."""
 
-    def __init__(self, port):
+    def __init__(self, *arguments, task=consume):
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=consume, args=(port, theirs), daemon=True)
+        self._process = context.Process(target=task, args=(*arguments, theirs), daemon=True)
 
     def __enter__(self):
         self._process.start()

@@ -10,7 +10,6 @@ code 1 if a consumer has lost a message that it could have got. The whole takes 
 import argparse
 import json
 import math
-import multiprocessing
 import re
 import shutil
 import sys
@@ -26,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import redis  # noqa: E402
 from conftest import eventually  # noqa: E402
-from consumers import NAMES, PREFIX, RETRY, STATUS  # noqa: E402
+from consumers import NAMES, PREFIX, RETRY, STATUS, Consumer, is_over  # noqa: E402
 from judge import TS, judge  # noqa: E402
 from programs import Program  # noqa: E402
 from stage import LEADER_KEY, Proxy  # noqa: E402
@@ -59,18 +58,10 @@ def consume(sentinels, moves, patience, pipe):
                 pass
         raise redis.ConnectionError("no Sentinel answers")
 
-    def asked():
-        while pipe.poll():
-            question = pipe.recv()
-            pipe.send(messages if question == "end" else len(messages))
-            if question == "end":
-                return True
-        return False
-
     def note(text):
         messages.append((time.monotonic(), "", text))
 
-    while not asked():
+    while not is_over(pipe, messages):
         try:
             address = master()
             client = redis.Redis(*address, retry=None, socket_timeout=1)
@@ -86,7 +77,7 @@ def consume(sentinels, moves, patience, pipe):
                     if time.monotonic() < look:
                         continue
                     look = time.monotonic() + 0.1
-                    if asked():
+                    if is_over(pipe, messages):
                         return
                     if moves and master() != address:
                         note("leaves for another master")
@@ -95,31 +86,6 @@ def consume(sentinels, moves, patience, pipe):
             if "refused" not in str(error):
                 note(f"is cut: {error}")
             time.sleep(RETRY)
-
-
-class Consumer:
-    """`consume` in a process of its own, ended with `with`."""
-
-    def __init__(self, sentinels, moves, patience=math.inf):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=consume, args=(sentinels, moves, patience, theirs), daemon=True)
-
-    def __enter__(self):
-        self._process.start()
-        return self
-
-    def __exit__(self, *_):
-        self._process.kill()
-        self._process.join()
-
-    def count(self):
-        self._pipe.send("count")
-        return self._pipe.recv()
-
-    def end(self):
-        self._pipe.send("end")
-        return self._pipe.recv()
 
 
 class Switch(Proxy):
@@ -146,8 +112,8 @@ class Stage:
             self.switch = stack.enter_context(Switch(self.nodes.master.port))
             addresses = self.nodes.sentinel_addresses
             self.consumers = {
-                "stays": stack.enter_context(Consumer(addresses, False, self._patience)),
-                "moves": stack.enter_context(Consumer(addresses, True)),
+                "stays": stack.enter_context(Consumer(addresses, False, self._patience, task=consume)),
+                "moves": stack.enter_context(Consumer(addresses, True, math.inf, task=consume)),
             }
             with self.nodes.master.client() as client:
                 eventually(lambda: all(count == 2 for _, count in client.pubsub_numsub(*NAMES)))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from conf.converters import Shard
 from relay.bybit.instruments import expand
 from relay.bybit.subscription import MAX_TOPIC_CHARACTERS, characters
 from relay.kinds import DEPTHS, Kind, is_pattern, is_symbol, kind_of
@@ -17,7 +18,6 @@ KEYS = ("name", "func", "args", "stall_timeout", "depth", "shard")
 # The field of the state hash for the collector as a whole; the others have the names of entries.
 RESERVED_NAME = "*"
 
-Shard = tuple[int, int]  # its number, from 1, and how many there are
 Topics = dict[str, str]  # by topic: the first symbol that it is for
 
 

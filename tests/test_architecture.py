@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Pure modules read no clock, open no socket, start no thread and never log.
 PURE_MODULES = (
+    "conf/converters.py",
     "conf/plan.py",
     "conf/streams.py",
     "ops/rows.py",

@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         print(f"Cannot start: {changes.problems[0]}", file=sys.stderr)
         return 2
     if command:
-        return run_command(command, collector.plan, STREAMS, exchange, publisher)
+        return run_command(command, collector.plan, STREAMS, collector.instruments, exchange, publisher)
     signals = install_signal_handlers()
     source = settings.BYBIT_WS_URL or f"Bybit's {'testnet' if settings.USE_TESTNET else 'mainnet'}"
     symbols = ", ".join(SYMBOLS) if len(SYMBOLS) <= 8 else f"{len(SYMBOLS)} symbols"

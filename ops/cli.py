@@ -16,8 +16,7 @@ from ops.listing import listing_rows
 from ops.log import Lines, Printable
 from ops.status import run_status
 from relay.bybit.exchange import Exchange
-from relay.bybit.instruments import api_base
-from relay.bybit.listing import read_once
+from relay.bybit.listing import Instruments
 from relay.redis.endpoint import settle
 from relay.redis.publisher import Publisher
 
@@ -55,8 +54,16 @@ def parse_arguments(arguments: Sequence[str]) -> str | None:
     return command
 
 
-def run_command(command: str, plan: Plan, streams: Sequence[Any], exchange: Exchange, publisher: Publisher) -> int:
-    """Runs "check" or "status" and returns its exit code. The publisher and the streams must not have been started.
+def run_command(
+    command: str,
+    plan: Plan,
+    streams: Sequence[Any],
+    instruments: Instruments,
+    exchange: Exchange,
+    publisher: Publisher,
+) -> int:
+    """Runs "check" or "status" and returns its exit code. The publisher, the streams and `instruments` must not have
+    been started.
 
     plan: of streams, which is STREAMS, without a list of instruments.
     """
@@ -68,9 +75,7 @@ def run_command(command: str, plan: Plan, streams: Sequence[Any], exchange: Exch
         return run_instances(publisher, key, STATES) if key else run_status(publisher)
     requests = (REQUEST_CHANNEL, REPLY_PREFIX)
     lease = (key, settings.INSTANCE) if key else None
-    base = plan.needs_list and api_base(settings.BYBIT_WS_URL, settings.BYBIT_API_URL, settings.USE_TESTNET)
-    source = (settings.CHANNEL_TYPE, settings.USE_TESTNET, base or "", settings.OPTION_COINS)
-    listing = listing_rows(plan, streams, base or "", lambda seconds: read_once(*source, seconds, exchange.stop))
+    listing = listing_rows(plan, streams, instruments.address, instruments.read_once)
     specs = [planned.spec for planned in plan.connections.values() if planned.topics is None or planned.topics]
     return run_check(specs, exchange, publisher, ALL_CHANNELS, requests, settings.WARNINGS, lease, listing)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from conf.plan import Plan
+from ops.rows import count
 from ops.table import FAILED, OK, UNKNOWN, Row
 from relay.bybit.instruments import matches
 from relay.bybit.rest import Unavailable
@@ -43,8 +44,8 @@ def _pattern_rows(plan: Plan, symbols: frozenset[str]) -> list[Row]:
     wanted = dict.fromkeys(each for entry in plan.entries for each in entry.wanted if is_pattern(each))
     counts = {pattern: len(matches(pattern, symbols)) for pattern in wanted}
     return [
-        (f"  {pattern}", OK, f"{count:,} symbol{'' if count == 1 else 's'}")
-        if count
+        (f"  {pattern}", OK, count(number, "symbol"))
+        if number
         else (f"  {pattern}", FAILED, "matches no symbol that Bybit lists")
-        for pattern, count in counts.items()
+        for pattern, number in counts.items()
     ]

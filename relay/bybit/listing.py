@@ -58,6 +58,15 @@ class Instruments:
         self._backoff = Backoff(self._timing.pause / 2, self._timing.pause_max)  # it doubles before the first pause
         self._thread = threading.Thread(target=self._run, name="Instruments", daemon=True)
 
+    @property
+    def address(self) -> str:
+        """The base URL of Bybit's REST, for people; "" = Bybit's own."""
+        return self._source[2]
+
+    def read_once(self, seconds: float) -> frozenset[str] | None:
+        """read_once() of the same list, which nothing here remembers."""
+        return read_once(*self._source, seconds, self._stop)
+
     def start(self) -> None:
         """Starts the thread, unless it was started. Main thread."""
         if self._thread.ident is None:

@@ -14,6 +14,7 @@ from ops.trials import Trials, bybit_rows
 from relay.bybit.exchange import Exchange
 from relay.channels import names_any_symbol
 from relay.log import shorten
+from relay.redis.link import REDIS_ERRORS
 from relay.redis.publisher import Publisher
 from relay.redis.reports import reason_of
 
@@ -80,7 +81,7 @@ def _redis_rows(publisher: Publisher, channels: Sequence[str], requests: tuple[s
         limit = ask("CONFIG", "GET", "client-output-buffer-limit")
         denied = _denied(ask, commands)
         problems = list(stream_problems(ask, channels)) if publisher.stream_maxlen else []
-    except (OSError, UnicodeError, redis.RedisError) as error:  # UnicodeError: the host is no name of a host
+    except REDIS_ERRORS as error:
         yield "Redis", FAILED, f"{publisher.address}: {reason_of(error, publisher.address)}"
         return
     finally:
@@ -151,7 +152,7 @@ def _permission_rows(
 def _lease_rows(publisher: Publisher, key: str, name: str, channels: Sequence[str]) -> Iterator[Row]:
     try:
         problems = list(lease_problems(publisher, key, name, channels))
-    except (OSError, UnicodeError, redis.RedisError):
+    except REDIS_ERRORS:
         return  # the row of Redis says why it cannot be reached
     yield "  leader and standby", FAILED if problems else OK, "; ".join(problems) or f"all that {key} needs is allowed"
 

@@ -11,6 +11,7 @@ from ops.status import OLD_AFTER, State, age_of, parse_state, stream_lines
 from ops.table import format_table
 from relay.log import shorten
 from relay.redis.cluster import NO_LEASE
+from relay.redis.link import REDIS_ERRORS
 from relay.redis.publisher import Publisher
 from relay.redis.registry import LEADER, Entry, Registry
 
@@ -38,7 +39,7 @@ def run_instances(publisher: Publisher, key: str, state_key: str) -> int:
     except MovedError:
         print(f"Redis at {publisher.address}: {NO_LEASE}")
         return 1
-    except (OSError, UnicodeError, redis.RedisError) as error:  # UnicodeError: the host is no name of a host
+    except REDIS_ERRORS as error:
         print(f"Cannot read the state from Redis at {publisher.address}: {shorten(error)}")
         return 1
     if not registry.entries:

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
-import redis
-
 from conf.streams import RESERVED_NAME
 from ops.table import format_table
 from relay.log import shorten
+from relay.redis.link import REDIS_ERRORS
 from relay.redis.publisher import Publisher
 from relay.redis.state import read_hash
 
@@ -42,7 +41,7 @@ def run_status(publisher: Publisher) -> int:
     """
     try:
         found = read_hash(publisher.new_connection, publisher.state_key)
-    except (OSError, UnicodeError, redis.RedisError) as error:  # UnicodeError: the host is no name of a host
+    except REDIS_ERRORS as error:
         print(f"Cannot read the state from Redis at {publisher.address}: {shorten(error)}")
         return 1
     try:

@@ -12,13 +12,12 @@ from relay.redis.resp import Query
 # The keys of the lease have different slots; its holder ends connections, which another node may have; and two nodes
 # hand on what they get in no common order, by which a standby strikes out what was published.
 NO_LEASE = "LEADER_KEY needs a single Redis, or one behind Sentinel, and this is a node of a Cluster"
-
-
 REPLICA = "it is a replica, whose messages would not reach the subscribers of its master"
 
 
 class Nodes:
     """Asks what Redis is (HELLO), and, of a node, for its view of the Cluster. A replica is left.
+
     The publisher's thread; replies are stored under the link's lock.
 
     is_cluster: whether the present Redis has said so. reaches_all: whether the node has a link to each other one that

@@ -17,7 +17,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from relay.log import shorten
-from relay.redis.link import Timeouts
+from relay.redis.link import REDIS_ERRORS, Timeouts
 from relay.redis.sentinel import EXPECTED, Address, MasterWatch, master_address
 
 
@@ -111,7 +111,7 @@ def _is_master(connection: redis.Connection) -> bool:
     try:
         connection.send_command("ROLE")
         return bool(connection.read_response()[0] == b"master")
-    except (OSError, UnicodeError, redis.RedisError) as error:
+    except REDIS_ERRORS as error:
         return isinstance(error, redis.exceptions.NoPermissionError)
     finally:
         connection.disconnect()

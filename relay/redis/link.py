@@ -35,6 +35,8 @@ CHUNK = 16384
 # flush() reads replies only when this many are due; else the publisher's thread does.
 LAZY_REPLIES = 64
 
+# What Redis and the network do; all else is a bug. UnicodeError: the host is no name of a host.
+REDIS_ERRORS = (OSError, UnicodeError, redis.RedisError)
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 

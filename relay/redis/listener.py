@@ -12,6 +12,7 @@ import redis
 
 from relay.log import LogOnce, shorten
 from relay.redis.endpoint import has_moved
+from relay.redis.link import REDIS_ERRORS
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +27,6 @@ SLICE = 0.001
 CATCH_UP = 8 * 1024 * 1024
 # Seconds after a failure for which replies are dropped at once: who waits for a Redis that hangs answers nobody.
 MUTE = 1.0
-
-# What Redis and the network do. UnicodeError: a host name that is none.
-_EXPECTED = (OSError, UnicodeError, redis.RedisError)
 
 NewConnection = Callable[[], redis.Connection]
 
@@ -71,7 +69,7 @@ class Listener:
                 pause = RETRY_DENIED
                 if self._log_once.first("denied", str(error)):
                     log.warning("Redis denies the requests of consumers on %s: %s", self._channel, shorten(error))
-            except _EXPECTED as error:
+            except REDIS_ERRORS as error:
                 log.debug("No requests are taken: %s", shorten(error))  # the publisher tells of the outage
             except Exception:
                 log.exception("Internal error; subscribing to %s again", self._channel)
@@ -150,7 +148,7 @@ class Replies:
                 return
             try:
                 self._publish(self._live_connection(), replies)
-            except _EXPECTED as error:
+            except REDIS_ERRORS as error:
                 self._disconnect()
                 self._muted_until = monotonic() + MUTE
                 log.debug("%d replies are dropped: %s", len(replies), shorten(error))
@@ -169,7 +167,7 @@ class Replies:
         try:
             if self._connection and (has_moved(self._connection) or self._connection.can_read()):
                 self._disconnect()  # nothing is due: it was closed
-        except _EXPECTED:
+        except REDIS_ERRORS:
             self._disconnect()
         if self._connection is None:
             self._connection = self._new_connection()

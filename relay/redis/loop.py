@@ -9,7 +9,7 @@ from time import monotonic
 import redis
 
 from relay.redis.endpoint import Endpoint, named
-from relay.redis.link import Link, StoodBy, Timeouts
+from relay.redis.link import REDIS_ERRORS, Link, StoodBy, Timeouts
 from relay.redis.pipeline import Pipeline, Refused, Unavailable
 from relay.redis.queries import SLICE, Probe, StateHash
 from relay.redis.reports import RedisLog
@@ -19,9 +19,6 @@ from relay.redis.state import StateWriter
 from relay.redis.trust import ELSEWHERE, Trust
 
 log = logging.getLogger(__name__)
-
-# What Redis and the network do; all else is a bug. UnicodeError: a host name that is none.
-_EXPECTED = (OSError, UnicodeError, redis.RedisError, Unavailable)
 
 
 class ReconnectLoop:
@@ -97,7 +94,7 @@ class ReconnectLoop:
                 # Where a connection that worked was merely cut, the next one goes first.
                 if not self._log.connected or not isinstance(error, OSError) or isinstance(error, TimeoutError):
                     self._endpoint.move_on()
-                if self._log.lost(error) and not isinstance(error, _EXPECTED):
+                if self._log.lost(error) and not isinstance(error, (*REDIS_ERRORS, Unavailable)):
                     log.exception("Internal error; reconnecting to Redis")
             is_first = False
             self._pipeline.fit()  # there is no link, hence this thread owns what is retained

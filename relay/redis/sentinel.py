@@ -12,6 +12,8 @@ from time import monotonic
 
 import redis
 
+from relay.redis.link import REDIS_ERRORS
+
 log = logging.getLogger(__name__)
 
 Address = tuple[str, int]  # host and port
@@ -22,8 +24,8 @@ EVERY, TIMEOUT, RETRY = 0.5, 0.5, 2.0
 LAG = 5.0
 # Seconds without an answer of most after which this is logged: all that Redis confirms is retained meanwhile.
 SILENT = 10.0
-# What a Sentinel and the network do. UnicodeError: a host name that is none. The last two: it is no Sentinel.
-EXPECTED = (OSError, UnicodeError, redis.RedisError, ValueError, TypeError)
+# What a Sentinel and the network do. The last two: it is no Sentinel.
+EXPECTED = (*REDIS_ERRORS, ValueError, TypeError)
 
 
 def master_address(sentinel: redis.Connection, master: str) -> Address:

@@ -13,6 +13,7 @@ import redis
 from redis.exceptions import MovedError
 
 from relay.log import shorten
+from relay.redis.link import REDIS_ERRORS
 from relay.redis.queries import StateHash
 from relay.redis.resp import Query
 
@@ -24,9 +25,6 @@ NewConnection = Callable[..., redis.Connection]  # host and port may be given
 HOPS = 5
 # Seconds that stop() waits for the thread, at most. Nothing is lost if it is abandoned: the hash expires.
 STOPS = 1.0
-
-# What Redis and the network do. UnicodeError: a host name that is none.
-_EXPECTED = (OSError, UnicodeError, redis.RedisError)
 
 
 def place(moved: str, host: str = "") -> dict[str, Any]:
@@ -126,7 +124,7 @@ class StateWriter:
             done = self._queries
             try:
                 ask(self._new_connection, done, self._where or {})
-            except _EXPECTED as error:
+            except REDIS_ERRORS as error:
                 self._where = None
                 if not self._is_failing:
                     self._is_failing = True

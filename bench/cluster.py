@@ -5,15 +5,15 @@ Redis and of a Cluster of three masters. The plays are interleaved, so that othe
 one. `list`: as `far`, and REDIS_HOST names all three, so that what Redis has confirmed is kept for a moment.
 """
 
-import argparse
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 
+from bench.compare import cells, cpu_of, in_order, parser, plays
 from bench.play import Bench, Failed
-from bench.report import SATURATION, Result
-from bench.runners import ROOT, Runner
+from bench.proc import ROOT
+from bench.report import Result
+from bench.runners import Runner
 from sandbox.redis import HOST, LocalRedis
 
 sys.path.append(str(ROOT / "tests"))
@@ -37,12 +37,7 @@ class Setting:
 
     def _cpu(self) -> float:
         """Seconds of all nodes."""
-        seconds = 0.0
-        for node in self.nodes:
-            with node.client() as client:
-                info = client.info("cpu")
-            seconds += info["used_cpu_user"] + info["used_cpu_sys"]
-        return seconds
+        return sum(map(cpu_of, self.nodes))
 
     def play(self, turn: int, rate: int, seconds: float) -> tuple[Result, float]:
         """The Result of a play, and the CPU time of Redis in microseconds for each message."""
@@ -52,14 +47,9 @@ class Setting:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.cluster", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5, help="measured in each play")
-    parser.add_argument("--rates", default="1000,5000", help="messages a second; saturation is always played")
-    options = parser.parse_args()
-    rates = [*(int(rate) for rate in options.rates.split(",") if rate), SATURATION]
+    options = parser("python -m bench.cluster", __doc__).parse_args()
     shared = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    plays: dict[tuple[int, str], list[tuple[Result, float]]] = {}
+    found: dict[tuple[int, str], list[tuple[Result, float]]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir=shared) as directory,
         LocalRedis() as one,
@@ -73,29 +63,19 @@ def main() -> int:
             Setting("far", three, 0, 1, Path(directory) / "far"),
             Setting("list", three, 0, 1, Path(directory) / "list", hosts),
         ]
-        for turn in range(options.rounds):
-            for rate in rates:
-                for number in range(len(settings)):
-                    setting = settings[(turn + number) % len(settings)]
-                    try:
-                        played = setting.play(turn + 1, rate, options.seconds)
-                    except Failed as error:
-                        print(f"{setting.runner.name}: {error}", flush=True)
-                        continue
-                    plays.setdefault((rate, setting.runner.name), []).append(played)
-                    print(f"{played[0].line()}; Redis {played[1]:.1f} µs", flush=True)
+        for turn, rate, setting in plays(options, settings):
+            try:
+                played = setting.play(turn, rate, options.seconds)
+            except Failed as error:
+                print(f"{setting.runner.name}: {error}", flush=True)
+                continue
+            found.setdefault((rate, setting.runner.name), []).append(played)
+            print(f"{played[0].line()}; Redis {played[1]:.1f} µs", flush=True)
     print("\n| rate | Redis | arrived/s | CPU of the collector, µs a message | of all of Redis | p50 ms | p99 ms |")
     print("|---|---|---|---|---|---|---|")
-    for (rate, name), found in sorted(plays.items(), key=lambda each: each[0][0] or 1 << 30):
-        results, server = zip(*found, strict=True)
-        columns = [f"{rate:,}/s" if rate else "saturation", name]
-        columns += [f"{statistics.median(result.arrived for result in results):,.0f}"]
-        columns += [f"{statistics.median(result.cpu or 0 for result in results):.1f}"]
-        columns += [f"{statistics.median(server):.1f}"]
-        for delay in ("p50", "p99"):
-            delays = [getattr(result, delay) for result in results]
-            columns.append("-" if None in delays else f"{statistics.median(delays):.2f}")
-        print(f"| {' | '.join(columns)} |")
+    for (rate, name), some in sorted(found.items(), key=lambda each: in_order(each[0][0])):
+        results, server = zip(*some, strict=True)
+        print(f"| {' | '.join(cells(rate, name, results, server))} |")
     return 0
 
 

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.compare import cells, cpu_of, in_order, parser, plays
 from bench.play import Bench
-from bench.report import SATURATION, Result
+from bench.report import Result
 from bench.runners import Runner
 from sandbox.redis import LocalRedis
 
@@ -56,50 +57,32 @@ def collect() -> int:
 def play(bench: Bench, runner: Runner, turn: int, rate: int, seconds: float) -> tuple[Result, float, float]:
     """The Result of a play, Redis's CPU time in microseconds for each message, and its memory in MB at the end."""
     with bench.redis.client() as client:
-
-        def cpu() -> float:
-            info = client.info("cpu")
-            return float(info["used_cpu_user"] + info["used_cpu_sys"])
-
         client.flushall()
-        before = cpu()
+        before = cpu_of(bench.redis)
         result = bench.play(runner, turn, rate, seconds)
-        return result, (cpu() - before) / result.publishes * 1e6, client.info("memory")["used_memory"] / 1e6
+        used = cpu_of(bench.redis) - before
+        return result, used / result.publishes * 1e6, client.info("memory")["used_memory"] / 1e6
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.durable", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5, help="measured in each play")
-    parser.add_argument("--rates", default="1000,5000", help="messages a second; saturation is always played")
-    parser.add_argument("--collect", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments = parser("python -m bench.durable", __doc__)
+    arguments.add_argument("--collect", action="store_true", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.collect:
         return collect()
-    rates = [*(int(rate) for rate in options.rates.split(",") if rate), SATURATION]
     shared = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    plays: dict[tuple[int, str], list[tuple[Result, float, float]]] = {}
+    found: dict[tuple[int, str], list[tuple[Result, float, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-", dir=shared) as directory, LocalRedis() as redis:
         bench = Bench(Path(directory), redis, 1)
-        for turn in range(options.rounds):
-            for rate in rates:
-                for number in range(len(RUNNERS)):
-                    runner = RUNNERS[(turn + number) % len(RUNNERS)]
-                    played = play(bench, runner, turn + 1, rate, options.seconds)
-                    plays.setdefault((rate, runner.name), []).append(played)
-                    print(f"{played[0].line()}; Redis {played[1]:.1f} µs, {played[2]:.0f} MB", flush=True)
+        for turn, rate, runner in plays(options, RUNNERS):
+            played = play(bench, runner, turn, rate, options.seconds)
+            found.setdefault((rate, runner.name), []).append(played)
+            print(f"{played[0].line()}; Redis {played[1]:.1f} µs, {played[2]:.0f} MB", flush=True)
     print("\n| rate | collector | arrived/s | its CPU, µs a message | Redis's | p50 ms | p99 ms | Redis, MB |")
     print("|---|---|---|---|---|---|---|---|")
-    for (rate, name), found in sorted(plays.items(), key=lambda one: one[0][0] or 1 << 30):
-        results, server, memory = zip(*found, strict=True)
-        columns = [f"{rate:,}/s" if rate else "saturation", name]
-        columns += [f"{statistics.median(result.arrived for result in results):,.0f}"]
-        columns += [f"{statistics.median(result.cpu or 0 for result in results):.1f}"]
-        columns += [f"{statistics.median(server):.1f}"]
-        for delay in ("p50", "p99"):
-            delays = [getattr(result, delay) for result in results]
-            columns.append("-" if None in delays else f"{statistics.median(delays):.2f}")
-        print(f"| {' | '.join([*columns, f'{statistics.median(memory):.0f}'])} |")
+    for (rate, name), some in sorted(found.items(), key=lambda one: in_order(one[0][0])):
+        results, server, memory = zip(*some, strict=True)
+        print(f"| {' | '.join([*cells(rate, name, results, server), f'{statistics.median(memory):.0f}'])} |")
     return 0
 
 

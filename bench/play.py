@@ -11,8 +11,9 @@ import trustme
 from bench import frames, sender, subscriber
 from bench.board import LAST, Board
 from bench.measure import SECOND, Window, result
+from bench.proc import OUT
 from bench.report import SATURATION, Result
-from bench.runners import OUT, Process, Runner
+from bench.runners import Process, Runner
 from sandbox.redis import LocalRedis
 
 READY_TIMEOUT = 30.0  # seconds for a runner to have subscribed everything

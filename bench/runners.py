@@ -15,11 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import frames
-from sandbox.redis import end_with_parent
+from bench.proc import OUT, ROOT, cpu, memory, start
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-OUT = HERE / "out"  # installed peers and logs; not in the repository
 STOP_TIMEOUT = 8.0  # seconds between SIGTERM and SIGKILL
 INSTALL_TIMEOUT = 300.0  # seconds for one peer
 TICK = os.sysconf("SC_CLK_TCK")
@@ -85,19 +83,7 @@ class Process:
             "SSL_CERT_FILE": str(self.certificate),
             "NODE_EXTRA_CA_CERTS": str(self.certificate),
         }
-        plain = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        OUT.mkdir(exist_ok=True)
-        with (OUT / f"{self.runner.name}.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                self.runner.command(self.groups),
-                cwd=ROOT,
-                env=plain | settings,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-            )
+        self.process = start(self.runner.command(self.groups), settings, f"{self.runner.name}.log")
 
     def tree(self) -> list[int]:
         """The process ids of the runner and all its descendants."""
@@ -115,29 +101,18 @@ class Process:
         return found
 
     def cpu(self) -> float:
-        """Seconds of CPU time, user and system, that the tree's living threads have used.
-
-        From schedstat, in nanoseconds; stat counts the same in hundredths of a second, too coarse for a quiet rate.
-        """
-        total = 0
-        for pid in self.tree():
-            for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-                try:
-                    total += int(thread.read_text().split()[0])
-                except OSError:
-                    continue  # ended meanwhile
-        return total / 1e9
+        """Seconds of CPU time, user and system, that the tree's living threads have used."""
+        return sum(map(cpu, self.tree()))
 
     def memory(self) -> float:
         """Peak resident memory of the tree's processes so far, in MB."""
-        total = 0
+        total = 0.0
         for pid in self.tree():
             try:
-                status = Path(f"/proc/{pid}/status").read_text()
+                total += memory(pid, "VmHWM")
             except OSError:
                 continue  # ended meanwhile
-            total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
-        return total / 1024
+        return total
 
     @property
     def ended(self) -> int | None:

@@ -125,6 +125,18 @@ class Client:
         self.sock.close()
 
 
+def make_room(clients: list[Client], until: int) -> bool:
+    """Writes what waits for clients that take it again, until then (monotonic_ns) at most. Whether anything waited."""
+    blocked = [client for client in clients if client.waiting and client.open]
+    if blocked:
+        with selectors.PollSelector() as selector:
+            for client in blocked:
+                selector.register(client.sock, selectors.EVENT_WRITE, client)
+            for key, _ in selector.select(max(0, until - time.monotonic_ns()) / SECOND):
+                key.data.flush()
+    return bool(blocked)
+
+
 class Sender:
     """Serves one runner at a time; commands come through `orders`."""
 
@@ -273,14 +285,7 @@ class Sender:
         now = time.monotonic_ns()
         if now - self.tended > TEND_EVERY:
             self.tend()
-        blocked = [client for client in self.clients if client.waiting and client.open]
-        if blocked:
-            with selectors.PollSelector() as selector:
-                for client in blocked:
-                    selector.register(client.sock, selectors.EVENT_WRITE, client)
-                for key, _ in selector.select(max(0, until - now) / SECOND):
-                    key.data.flush()
-        elif until > now:
+        if not make_room(self.clients, until) and until > now:
             time.sleep((until - now) / SECOND)
 
 

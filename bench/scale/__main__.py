@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.play import Failed
-from bench.scale.collectors import ROOT, Rest
+from bench.proc import ROOT
+from bench.scale.collectors import Rest
 from bench.scale.measure import Case, Result
-from bench.scale.play import READS_LISTS, Bench
+from bench.scale.play import Bench
 from bench.scale.report import write_report
 from sandbox.redis import LocalRedis
 
@@ -66,7 +67,6 @@ def about(options: argparse.Namespace, redis: LocalRedis) -> dict[str, Any]:
         "rounds": options.rounds,
         "load": os.getloadavg()[0],
         "recorded": options.frames is not None,
-        "reads_lists": READS_LISTS,
     }
 
 

@@ -1,22 +1,18 @@
 """The processes under test: one collector, or several that share the symbols."""
 
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from json import dumps
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from sandbox.redis import end_with_parent
+from bench.proc import start
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-OUT = ROOT / "bench" / "out"  # logs; not in the repository
 STOP_TIMEOUT = 8.0  # seconds between SIGTERM and SIGKILL
 PAGE = 500  # symbols in an answer of the list of instruments
 
@@ -29,11 +25,6 @@ class Ends:
     rest: str
     redis_port: int
     authority: Path
-
-
-def part_of(names: list[str], number: int, of: int) -> list[str]:
-    """The symbols of the collector `number` of so many, as SHARD divides them."""
-    return [name for name in names if zlib.crc32(name.encode()) % of == number - 1]
 
 
 class Collector:
@@ -57,19 +48,8 @@ class Collector:
             "SSL_CERT_FILE": str(ends.authority),
             "BENCH_PARTS": str(parts),
         }
-        plain = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        OUT.mkdir(exist_ok=True)
-        with (OUT / "scale.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "main.py"] if parts == 1 else [sys.executable, "-m", "bench.scale.streams"],
-                cwd=ROOT,
-                env=plain | settings | more,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-            )
+        command = [sys.executable, "main.py"] if parts == 1 else [sys.executable, "-m", "bench.scale.streams"]
+        self.process = start(command, settings | more, "scale.log")
 
     @property
     def ended(self) -> int | None:
@@ -85,31 +65,6 @@ class Collector:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         self.process.wait()
-
-
-def cpu(pid: int) -> float:
-    """Seconds of CPU time, user and system, of the process's living threads.
-
-    From schedstat, in nanoseconds; stat counts the same in hundredths of a second, too coarse for a quiet rate.
-    """
-    total = 0
-    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-        try:
-            total += int(thread.read_text().split()[0])
-        except OSError:
-            continue  # ended meanwhile
-    return total / 1e9
-
-
-def memory(pid: int, what: str = "VmRSS") -> float:
-    """Resident memory in MiB; what: VmRSS, now, or VmHWM, the peak since forget_peak()."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) / 1024
-
-
-def forget_peak(pid: int) -> None:
-    """The peak of the memory counts from now on."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 class Rest:

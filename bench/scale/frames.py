@@ -18,12 +18,6 @@ CYCLE = 40_000  # frames
 TEXTS = 64  # of each kind and coin
 # Shares of the frames as recorded on a calm day in 2026.
 MIX = {"delta": 64.5, "ticker": 29.0, "trade": 6.0, "liquidation": 0.5}
-KIND_TOPICS = {
-    "delta": TOPICS["orderbook"],
-    "ticker": TOPICS["ticker"],
-    "trade": TOPICS["trades"],
-    "liquidation": TOPICS["liquidations"],
-}
 RANK = 20  # a symbol's share of the frames is 1 / (its place in the list + RANK)
 FIRST_U = 100_000_000  # nine digits, and nine they stay
 INDEX = re.compile(rb'"ts":1' + MARK + rb"(\d{%d})" % DIGITS)

@@ -9,10 +9,12 @@ from typing import Any
 import trustme
 
 from bench.play import Failed, Helper
+from bench.proc import cpu, forget_peak, memory
 from bench.scale import reader, sender
-from bench.scale.collectors import ROOT, Collector, Ends, Rest, cpu, forget_peak, memory, part_of
+from bench.scale.collectors import Collector, Ends, Rest
 from bench.scale.frames import cycle, symbols
 from bench.scale.measure import BY_SYMBOL, SECOND, Case, Result, result
+from conf.streams import in_shard
 from sandbox.redis import LocalRedis
 
 READY_TIMEOUT = 60.0  # seconds for the collectors to have subscribed everything
@@ -21,9 +23,6 @@ WARM_UP = 1.5  # seconds at the beginning of a play that are not measured
 WARM_RATE = 1000  # messages a second before a burst
 DRAIN, QUIET = 20.0, 0.5  # seconds after a play within which, and without an arrival after which, all is there
 ANSWER_TIMEOUT = 120.0  # seconds for a helper to answer
-
-# Whether this version of the collector reads Bybit's list of instruments; if not, it gets the names of the symbols.
-READS_LISTS = (ROOT / "relay/bybit/listing.py").exists() and (ROOT / "relay/packing.py").exists()
 
 topics_of = cache(lambda count, recorded: [frame.topic for frame in cycle(count, recorded).moves])
 
@@ -70,7 +69,8 @@ class Bench:
     def start(self, case: Case, started: list[Collector]) -> None:
         """Starts the collectors, which are added to `started`."""
         names, of = symbols(case.symbols), case.processes
-        given = [[] if READS_LISTS and case.parts == 1 else part_of(names, n + 1, of) for n in range(of)]
+        # Only one entry of STREAMS a channel can have its symbols from the list.
+        given = [[] if case.parts == 1 else [name for name in names if in_shard(name, (n + 1, of))] for n in range(of)]
         key = f"bench:{time.monotonic_ns()}" if case.standby else ""
         name, _, value = case.setting.partition("=")
         more = {"LEADER_KEY": key} | ({name: value} if name else {})

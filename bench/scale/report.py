@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.chart import GRID, OTHER, OURS, text
+from bench.proc import ROOT
 from bench.report import number
-from bench.scale.collectors import ROOT
 from bench.scale.measure import Case, Result, median
 from bench.scale.summary import lost, per_message, share, summary
 

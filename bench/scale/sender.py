@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.scale.frames import CYCLE, FIRST_U, Frame, cycle
 from bench.scale.measure import Played
-from bench.sender import CLOSE, PING, PONG, SECOND, TEXT, Client
+from bench.sender import CLOSE, PING, PONG, SECOND, TEXT, Client, make_room
 from sandbox.bybit.wire import text_frame
 from sandbox.redis import end_with_parent
 
@@ -185,16 +185,9 @@ class Sender:
 
     def between(self, until: int) -> None:
         """Passes the time to `until` (of monotonic_ns), at most: writes what waits, answers requests."""
-        now = time.monotonic_ns()
-        if now - self.tended > TEND_EVERY:
+        if time.monotonic_ns() - self.tended > TEND_EVERY:
             self.tend()
-        blocked = [client for client in self.clients if client.waiting and client.open]
-        if blocked:
-            with selectors.PollSelector() as selector:
-                for client in blocked:
-                    selector.register(client.sock, selectors.EVENT_WRITE, client)
-                for key, _ in selector.select(max(0, until - now) / SECOND):
-                    key.data.flush()
+        make_room(self.clients, until)
         while until > (now := time.monotonic_ns()):
             time.sleep((until - now) / SECOND)
 

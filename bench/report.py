@@ -8,7 +8,7 @@ from typing import Any
 SATURATION = 0  # the rate that means: as fast as they are read
 LATE = 1.0  # seconds on the way after which a message counts as late
 BEHIND = 0.01  # share of late and missing messages from which a runner did not keep up
-REFERENCES = ("naive", "limit")  # the runners that ratios are taken to
+REFERENCES = ("naive", "go", "limit")  # the runners that ratios are taken to
 
 
 @dataclass

@@ -20,6 +20,7 @@ from bench.proc import OUT, ROOT, cpu, memory, start
 HERE = Path(__file__).resolve().parent
 STOP_TIMEOUT = 8.0  # seconds between SIGTERM and SIGKILL
 INSTALL_TIMEOUT = 300.0  # seconds for one peer
+GO_LIBRARIES = "golang-github-gorilla-websocket-dev golang-github-gomodule-redigo-dev"
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -51,6 +52,9 @@ class Runner:
         if self.packages.endswith(".json"):
             node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout.strip()
             return {"Node": node, **json.loads(text)["dependencies"]}
+        if self.packages.endswith(".go"):
+            said = subprocess.run(["go", "version"], capture_output=True, text=True, check=False).stdout
+            return {"Go": said.split()[2].removeprefix("go")}
         return dict(line.split("==") for line in text.splitlines() if not line.startswith("redis"))
 
 
@@ -197,6 +201,26 @@ def in_venv(script: str, packages: str, newest: int) -> Callable[[int], list[str
     return command
 
 
+def compiled(source: str) -> Callable[[int], list[str]]:
+    """A program in Go, compiled with the libraries of Debian's packages."""
+
+    def command(_groups: int) -> list[str]:
+        program = OUT / source.removesuffix(".go")
+        go = shutil.which("go")
+        if not go:
+            raise Skipped("it needs go: apt-get install golang-go " + GO_LIBRARIES)
+        OUT.mkdir(exist_ok=True)
+        build = [go, "build", "-o", str(program), str(HERE / "peers" / source)]
+        places = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOCACHE": str(OUT / "go-cache")}
+        made = subprocess.run(build, env=os.environ | places, capture_output=True, text=True, check=False)
+        if made.returncode:
+            reason = made.stderr.strip().splitlines()[-1][:200]
+            raise Skipped(f"go could not compile it ({reason}); apt-get install {GO_LIBRARIES}?")
+        return [str(program)]
+
+    return command
+
+
 def find_python(newest: int) -> str:
     for minor in range(newest, 10, -1):
         name = f"python3.{minor}"
@@ -234,6 +258,12 @@ RUNNERS = {
             "ccxt's `watch*` and redis.asyncio; publishes the state when asked, which skips messages when it is busy",
             in_venv("ccxt_pro.py", "requirements-ccxt.txt", 13),
             packages="requirements-ccxt.txt",
+        ),
+        Runner(
+            "go",
+            "a program in Go with gorilla/websocket and redigo; one goroutine pipelines all that waits",
+            compiled("relay.go"),
+            packages="relay.go",
         ),
         Runner("limit", "a bare loop from TLS sockets to PUBLISH: the floor for Python", python("bench.limit")),
     )

@@ -1,5 +1,7 @@
 # make run        set up and run the collector; starts a Redis here if none answers
-# make demo       run it with a stand-in for Bybit and a Redis; SECONDS=10 ends it
+# make demo       run it with a stand-in for Bybit and a Redis; CHAOS=1 breaks all; SECONDS=10 ends it
+# make dashboard  show all of it in the browser, and the market; PORT=5007; DEMO=1 needs no collector
+# make sandbox    run the stand-in for Bybit alone; for BYBIT_WS_URL=ws://127.0.0.1:8765 make run
 # make test       run linters, type checker and all tests
 # make bench      compare its speed with the alternatives; some need Node or another Python
 # make soak       run it under load for an hour; SECONDS=600 for less
@@ -17,7 +19,7 @@ IDENTITY := import sys; print(sys.base_prefix, *sys.version_info[:3])
 OTHER = $(shell test "$$($(PYTHON) -c '$(IDENTITY)' 2>&1)" = "$$($(PY) -c '$(IDENTITY)' 2>&1)" || echo other-python)
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run demo test bench soak drill failover scale clean other-python
+.PHONY: help run demo dashboard sandbox test bench soak drill failover scale clean other-python
 
 help:
 	@sed -n 's/^# make /make /p' $(MAKEFILE_LIST)
@@ -27,7 +29,13 @@ run: .venv/run.stamp
 	@$(PY) -m sandbox.redis $(PY) main.py
 
 demo: .venv/run.stamp
-	@$(PY) -m sandbox.demo $(if $(SECONDS),--seconds $(SECONDS))
+	@$(PY) -m sandbox.demo $(if $(CHAOS),--chaos) $(if $(SECONDS),--seconds $(SECONDS))
+
+sandbox: .venv/run.stamp
+	@$(PY) -m sandbox.bybit
+
+dashboard: .venv/dashboard.stamp
+	@$(PY) -m dashboard $(if $(PORT),--port $(PORT)) $(if $(DEMO),--demo)
 
 test: .venv/dev.stamp
 	.venv/bin/ruff check .
@@ -65,6 +73,11 @@ scale: .venv/bench.stamp
 .venv/dev.stamp: .venv/run.stamp requirements-dev.txt
 	@echo "Installing what the tests need into .venv"
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+.venv/dashboard.stamp: .venv/run.stamp dashboard/requirements.txt
+	@echo "Installing what the page needs into .venv"
+	@$(PIP) -r dashboard/requirements.txt
 	@touch $@
 
 .venv/bench.stamp: .venv/run.stamp bench/requirements.txt

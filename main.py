@@ -15,28 +15,36 @@ one connection carries has several: the threads "Trades", "Trades#2" and so on.
 """
 
 import signal
+import sys
+
+from ops.arguments import dispatch, parse_arguments
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from the middle of an import
+    dispatch(sys.argv[1:])  # --status ends here, before imports that cost ten times as much as it does
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
-from callbacks import BY_SYMBOL, CHANNELS, REPLY_PREFIX, REQUEST_CHANNEL, publisher
+from callbacks import publisher
 from callbacks.liquidations import handle_liquidations
 from callbacks.orderbook import handle_orderbook
 from callbacks.ticker import handle_ticker
 from callbacks.trades import handle_trades
 from conf import settings
+from conf.names import BY_SYMBOL, CHANNELS, REPLY_PREFIX, REQUEST_CHANNEL, SHARD_NAME
 from conf.plan import Plan
 from conf.settings import CHANNEL_TYPE, ORDERBOOK_DEPTH, SHARD, STALL_TIMEOUT, SYMBOLS
 from conf.streams import StreamSpec, in_shard
-from ops.cli import configure_logging, install_signal_handlers, parse_arguments, run_command
+from ops.cli import configure_logging, install_signal_handlers, read_settings_again, run_command
 from ops.monitor import Monitor
+from ops.output import finished
 from ops.reconciler import Reconciler
+from ops.services import Services
+from ops.state import State
 from ops.systemd import sd_notify
 from relay.backoff import Backoff
 from relay.bybit.client import Client
@@ -52,7 +60,7 @@ from relay.redis.listener import Listener, Replies
 
 log = logging.getLogger(__name__)
 
-POLL_INTERVAL, STOP_TIMEOUT = 0.25, 5.0  # seconds
+POLL_INTERVAL, STOP_TIMEOUT, HANDOVER = 0.25, 5.0, 1.0  # seconds
 
 Symbols = str | list[str]
 
@@ -125,15 +133,16 @@ def run_stream(stream: StreamSpec, exchange: Exchange, backoff: Backoff) -> None
         except ConnectionLost as lost:
             reason, uptime = str(lost), lost.uptime
         except InvalidStream as mistake:
-            log.error("Giving up on stream %s: %s", stream.name, mistake)
+            log.error("Giving up on stream %(connection)s: %(reason)s", {"connection": stream.name, "reason": mistake})
             exchange.pause(stream.name, float("inf"))
             return
         except BaseException as error:  # also SystemExit: a stream ends with the program only
-            log.exception("Stream %s failed", stream.name)
+            if exchange.log_once.first("stream", (stream.name, type(error))):
+                log.exception("Stream %(connection)s failed", {"connection": stream.name})
             reason, uptime = repr(error), 0.0
         pause = backoff.after(uptime)
         if not exchange.ended(stream.name):
-            log.warning("Lost Bybit: %s; reconnecting in %.1f s", reason, pause)
+            log.warning("Lost Bybit: %(reason)s; reconnecting in %(seconds).1f s", {"reason": reason, "seconds": pause})
         stats.heartbeat_due = monotonic() + pause
         exchange.pause(stream.name, pause)
 
@@ -159,10 +168,23 @@ class Collector:
         """What the thread of a stream runs."""
         run_stream(stream, exchange, Backoff(settings.RECONNECT_DELAY, settings.RECONNECT_DELAY_MAX))
 
+    def services(self) -> Services:
+        """The threads beside those of the streams."""
+        starts: dict[str, Callable[[], None]] = {"Redis": publisher.start}
+        if leadership:
+            starts["Leader"] = partial(leadership.start, exchange)
+        return Services(starts | {"Snapshots": self.snapshots.start, "Requests": self.listener.start})
+
     def monitor(self) -> Monitor:
         streams = self.streams
-        about = (publisher, self.state, leadership, lambda: self.plan.wanted, streams.retired)
-        return Monitor(exchange.streams, streams.threads, *about)
+        about = (leadership, lambda: self.plan.wanted, streams.retired, self.beat, settings.PULSE_FILE)
+        state = State(publisher, self.state, BY_SYMBOL)
+        return Monitor(exchange.streams, streams.threads, publisher, state, *about)
+
+    def beat(self, up: int, streams: int) -> None:
+        """Tells consumers that this collector publishes. A standby does not."""
+        instance = settings.INSTANCE if leadership else ""
+        publisher.beat(instance=instance, shard=SHARD_NAME, up=up, streams=streams)
 
     def foreign(self, topic: str) -> bool:
         """Whether the collector of another shard answers for a topic, as it carries it, or would: the first, of "". Any
@@ -181,19 +203,19 @@ class Collector:
         return {**(leadership.state() if leadership else single), **common}
 
     def stop(self) -> int:
-        """Sockets first, then the backlog, under one deadline. Returns the exit code."""
-        relieved = leadership is not None and leadership.stop()  # another collector publishes
-        deadline = monotonic() + STOP_TIMEOUT
+        """The handover first, then sockets, then the backlog, under one deadline. Returns the exit code."""
+        deadline = monotonic() + STOP_TIMEOUT + (HANDOVER if leadership else 0)
+        relieved = leadership is not None and leadership.stop(deadline - STOP_TIMEOUT / 2)  # another one publishes
         exchange.stop.set()
         exchange.close_all()
-        # At most half of the time: a hung callback must not cost the backlog.
-        self.streams.join(deadline - STOP_TIMEOUT / 2)
+        # At most half of what is left: a hung callback must not cost the backlog.
+        self.streams.join((monotonic() + deadline) / 2)
         if publisher.connected and not relieved:  # otherwise it would be the one message to wait for
             # Other collectors may have the rest of the symbols: that does not stop.
             topics = sorted(frozenset().union(*exchange.topics.values())) if settings.SHARD else []
             publisher.announce("stopped", topics=topics)
         if left := publisher.stop(deadline) + (0 if relieved else publisher.pending):
-            log.error("%d messages could not be delivered to Redis and are lost", left)
+            log.error("%(messages)d messages could not be delivered to Redis and are lost", {"messages": left})
         if leadership:
             leadership.close()
         for each in (self.instruments, self.listener, self.snapshots):  # they have ended, unless something hangs
@@ -212,34 +234,37 @@ def guarded(tick: Callable[..., object], *arguments: object) -> None:
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Runs the collector until a signal. Returns the exit code: 0; 1, messages were lost; 2, it could not start."""
-    command = parse_arguments(arguments)
-    configure_logging("CRITICAL" if command else settings.LOG_LEVEL, settings.WARNINGS)
+    options = parse_arguments(arguments)
+    level = "CRITICAL" if options.command else settings.LOG_LEVEL
+    configure_logging(level, settings.WARNINGS, settings.LOG_FORMAT, exchange.streams)
     collector = Collector()
     changes = collector.plan.update(STREAMS, None)
     if changes and changes.problems:
         print(f"Cannot start: {changes.problems[0]}", file=sys.stderr)
         return 2
-    if command:
-        return run_command(command, collector.plan, STREAMS, collector.instruments, exchange, publisher)
-    signals = install_signal_handlers()
+    if options.command:
+        told = (options, collector.plan, STREAMS, collector.instruments, exchange, publisher)
+        return finished(partial(run_command, *told))
+    signals, hangups = install_signal_handlers()
     source = settings.BYBIT_WS_URL or f"Bybit's {'testnet' if settings.USE_TESTNET else 'mainnet'}"
     symbols = ", ".join(SYMBOLS) if len(SYMBOLS) <= 8 else f"{len(SYMBOLS)} symbols"
     shard = ", shard {}/{}".format(*SHARD) if SHARD else ""
-    log.info("%s, %s, %s%s: to Redis at %s", source, CHANNEL_TYPE, symbols, shard, publisher.address)
-    publisher.start()
-    if leadership:
-        leadership.start(exchange)
-    collector.snapshots.start()
-    collector.listener.start()
-    monitor = collector.monitor()
+    about = {"source": source, "category": CHANNEL_TYPE, "carried": f"{symbols}{shard}", "address": publisher.address}
+    named = {**about, "symbols": SYMBOLS, "shard": SHARD}
+    log.info("%(source)s, %(category)s, %(carried)s: to Redis at %(address)s", named)
+    services, monitor = collector.services(), collector.monitor()
     while not signals and not publisher.fatal:
+        if hangups:
+            hangups.clear()  # before: one that comes now counts, too
+            guarded(read_settings_again)
+        guarded(services.tick)
         guarded(collector.streams.tick, STREAMS)
         guarded(monitor.tick)
         exchange.stop.wait(POLL_INTERVAL)
     if publisher.fatal:
-        log.error("Cannot start: %s", publisher.fatal)
+        log.error("Cannot start: %(reason)s", {"reason": publisher.fatal})
         return 2
-    log.info("Stopping on %s", signals[0].name)
+    log.info("Stopping on %(signal)s", {"signal": signals[0].name})
     sd_notify("STOPPING=1")
     return collector.stop()
 

@@ -2,36 +2,31 @@
 share one publisher.
 """
 
+from typing import Any
+
 from conf import settings
-from relay.channels import ANY_SYMBOL, by_symbol, channel_of_symbol
-from relay.kinds import KINDS, Kind
-from relay.redis.endpoint import located
+from conf.names import BY_SYMBOL, CHANNELS, STATE_KEY, STATUS_CHANNEL, channel_of
+from relay.channels import by_symbol
+from relay.redis.dial import located
 from relay.redis.link import DEFAULT_TIMEOUTS
+from relay.redis.login import Login
 from relay.redis.pending import Pending
 from relay.redis.publisher import Publisher
 
-
-def channel_of(kind: Kind) -> str:
-    """The name of the channel for messages of this kind."""
-    return f"{settings.CHANNEL_PREFIX}_{kind.name}"
-
-
-STATUS_CHANNEL = f"{settings.CHANNEL_PREFIX}_status"
-# The hash that keeps the state. Collectors that share channels have one each: STATES is where their names begin.
-STATES = f"{settings.CHANNEL_PREFIX}_state"
-if settings.SHARD:
-    STATES += ":{}of{}".format(*settings.SHARD)
-STATE_KEY = f"{STATES}:{settings.INSTANCE}" if settings.LEADER_KEY else STATES
-# Where consumers ask for snapshots, and how the channels begin on which they can have the replies.
-REQUEST_CHANNEL, REPLY_PREFIX = f"{settings.CHANNEL_PREFIX}_request", f"{settings.CHANNEL_PREFIX}_reply_"
-CHANNELS = (*map(channel_of, KINDS), STATUS_CHANNEL)
-# Those of CHANNELS beside which each symbol has its own: stream:bybit_trades:BTCUSDT beside stream:bybit_trades.
-BY_SYMBOL = tuple(map(channel_of, KINDS)) if settings.CHANNEL_BY_SYMBOL else ()
-# All of them, for --check.
-ALL_CHANNELS = (*CHANNELS, *(channel_of_symbol(channel, ANY_SYMBOL) for channel in BY_SYMBOL))
+__all__ = ("BY_SYMBOL", "CHANNELS", "channel_of", "publish", "publisher")
 
 # Collectors that share a LEADER_KEY keep what they do not publish, and each its own status.
 BUFFER = int(settings.REDIS_BUFFER_MB * 1024 * 1024)
+
+# redis-py's options. Each connection reads these files again, and asks for the login anew: both may change.
+TLS: dict[str, Any] = {}
+if settings.REDIS_SSL:
+    TLS = {
+        "ssl_ca_certs": settings.REDIS_SSL_CA or None,
+        "ssl_certfile": settings.REDIS_SSL_CERT or None,
+        "ssl_keyfile": settings.REDIS_SSL_KEY or None,
+        "ssl_password": "",  # else OpenSSL asks for one on the terminal
+    }
 
 publisher = Publisher(
     endpoint=located(
@@ -40,13 +35,13 @@ publisher = Publisher(
         settings.REDIS_SENTINEL_MASTER,
         tls=settings.REDIS_SSL,
         timeouts=DEFAULT_TIMEOUTS,
-        username=settings.REDIS_SENTINEL_USERNAME,
-        password=settings.REDIS_SENTINEL_PASSWORD,
+        credential_provider=Login(settings.sentinel_login),
+        **TLS,
     ),
     db=settings.REDIS_DB,
-    username=settings.REDIS_USERNAME,
-    password=settings.REDIS_PASSWORD,
+    credential_provider=Login(settings.login),
     tls=settings.REDIS_SSL,
+    **TLS,
     buffer=BUFFER,
     status=STATUS_CHANNEL,
     state_key=STATE_KEY,

@@ -14,6 +14,14 @@ Address = tuple[str, int]  # host and port
 Shard = tuple[int, int]  # its number, from 1, and how many there are
 
 
+class SettingsError(ValueError):
+    """A setting cannot be used. Its text is a sentence for the user, and holds no password."""
+
+
+class Expected(ValueError):
+    """What a text should have been, where a converter knows that better than its rule."""
+
+
 def _check(condition: bool) -> None:
     if not condition:
         raise ValueError

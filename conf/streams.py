@@ -11,12 +11,11 @@ from zlib import crc32
 from conf.converters import Shard
 from relay.bybit.instruments import expand
 from relay.bybit.subscription import MAX_TOPIC_CHARACTERS, characters
+from relay.events import RESERVED_NAME
 from relay.kinds import DEPTHS, Kind, is_pattern, is_symbol, kind_of
 from relay.log import shorten
 
 KEYS = ("name", "func", "args", "stall_timeout", "depth", "shard")
-# The field of the state hash for the collector as a whole; the others have the names of entries.
-RESERVED_NAME = "*"
 
 Topics = dict[str, str]  # by topic: the first symbol that it is for
 

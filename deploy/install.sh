@@ -116,7 +116,7 @@ install_settings() {
     (
         umask 077
         {
-            echo "# Settings of the collector, read by systemd: put a password with special characters into 'single quotes'."
+            printf '%s\n' '# Settings of the collector. A password with special characters: "double quotes", \ before " and \ in it.'
             echo "# What is left out has the value shown here. A line may not end in a comment. Durations are seconds."
             sed '1,/^$/{/^$/!d;}' .env.example # without what it says of .env
         } >"$etc/collector.env.new"
@@ -155,7 +155,10 @@ do_install() {
     id -u "$SERVICE_USER" >/dev/null 2>&1 || { echo "Adding the system user $SERVICE_USER" && $adduser; }
     install_files
     install_settings
-    chgrp "$(id -gn "$SERVICE_USER")" "$etc" "$etc/collector.env"
+    group=$(id -gn "$SERVICE_USER")
+    chgrp "$group" "$etc" "$etc/collector.env"
+    # The collector reads them, too, since there is `systemctl reload`; they may be for root only.
+    find "$etc" -name '*.env' -type f -user root -group root ! -perm -004 -exec chgrp "$group" {} + -exec chmod g+r {} +
     install_packages
     systemd daemon-reload
     if [ -z "$SYSTEMCTL" ]; then

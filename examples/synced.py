@@ -144,6 +144,8 @@ class Synced:
 
     def receive_event(self, channel, event, now):
         name, reason, named = event["event"], event.get("reason", "messages are missing"), set(event["topics"])
+        if name == "alive":  # every 5 s while somebody publishes: it is `heard`, and nothing changes
+            return []
         source = event.get("channel", self.status)  # without topics an event is about all of a channel, or all
         topics = [t for t in self.states if t in named or (not named and source in (self.status, self.data[t]))]
         for state in map(self.states.get, topics):

@@ -1,4 +1,4 @@
-"""What orderbook.py and ticker.py share: their command line, and a line for each topic every second."""
+"""What the programs beside this file share: where Redis is; a line for each topic every second."""
 
 import argparse
 import os
@@ -9,9 +9,13 @@ import redis
 from synced import follow
 
 
-def by_symbol():
-    """Whether the collector has a channel for each symbol: its setting CHANNEL_BY_SYMBOL."""
-    return os.environ.get("CHANNEL_BY_SYMBOL", "").strip().lower() in ("true", "1", "yes", "on")
+def connection():
+    """A client of the collector's Redis, what its channels begin with, and whether each symbol has its own."""
+    env = os.environ.get
+    address = env("REDIS_HOST", "localhost"), env("REDIS_PORT", 6379), 0, env("REDIS_PASSWORD")
+    client = redis.Redis(*address, retry=None, socket_keepalive=True)  # as in the README
+    by_symbol = env("CHANNEL_BY_SYMBOL", "").strip().lower() in ("true", "1", "yes", "on")
+    return client, env("CHANNEL_PREFIX", "stream:bybit"), by_symbol
 
 
 def show(description, kind, topic, line):
@@ -21,12 +25,10 @@ def show(description, kind, topic, line):
     topics = parser.parse_args().topics
     if wrong := [name for name in topics if not name.startswith(kind)]:
         parser.error(f"{wrong[0]}: a topic of this program begins with {kind}")
-    env = os.environ.get
-    address = env("REDIS_HOST", "localhost"), env("REDIS_PORT", 6379), 0, env("REDIS_PASSWORD")
-    client = redis.Redis(*address, retry=None, socket_keepalive=True)  # as in the README
+    client, prefix, by_symbol = connection()
     next_report = time.monotonic() + 1
-    with suppress(KeyboardInterrupt):
-        for _, states in follow(client, env("CHANNEL_PREFIX", "stream:bybit"), topics, by_symbol()):
+    with suppress(KeyboardInterrupt, BrokenPipeError):  # or whoever reads this, such as head, has enough
+        for _, states in follow(client, prefix, topics, by_symbol):
             if time.monotonic() >= next_report:
                 next_report = time.monotonic() + 1
                 for name, state in sorted(states.items()):

@@ -1,110 +1,99 @@
-"""python main.py --status, where collectors share a lease: all instances, and the streams of each."""
+"""The running collectors, as their state hashes in Redis have them."""
 
+import json
 from collections.abc import Mapping, Sequence
-from time import monotonic, sleep
+from typing import Any, NamedTuple
 
-import redis
-from redis.exceptions import MovedError
+from ops.reader import Reader, Unreadable
+from relay.events import RESERVED_NAME, STATE_EXPIRY
+from relay.redis.resp import ReplyError
 
-from conf.streams import RESERVED_NAME
-from ops.status import OLD_AFTER, State, age_of, parse_state, stream_lines
-from ops.table import format_table
-from relay.log import shorten
-from relay.redis.cluster import NO_LEASE
-from relay.redis.link import REDIS_ERRORS
-from relay.redis.publisher import Publisher
-from relay.redis.registry import LEADER, Entry, Registry
+# States that a collector has not written by now, after which it counts as dead, or cut off from Redis. Each says how
+# many seconds apart they are; those of versions before 2.1 do not.
+MISSED, INTERVAL_BEFORE = 3, 5.0
 
-# Seconds in which an instance that lives writes its entry anew, generously; between two looks at them.
-ALIVE_WITHIN, POLL_INTERVAL = 1.5, 0.1
-
-HEADS = ("instance", "role", "term", "ready", "streams up", "pending", "behind s")
+Fields = Mapping[str, Any]
+State = dict[str, Fields]  # the state hash: the fields of each stream, by its name
 
 
-def run_instances(publisher: Publisher, key: str, state_key: str) -> int:
-    """Prints a line for each instance, and a table of its streams. Returns the exit code: 0 if there is a leader and
-    none of its streams is down, else 1.
-
-    publisher: need not be started; a connection is opened only to read. key: of the lease. state_key: with which the
-    keys of the states begin. Takes up to ALIVE_WITHIN seconds, in which who lives writes its entry anew.
+class Instance(NamedTuple):
+    """name: "" where collectors share no lease. age: seconds since it wrote its state, None = there is none. collector:
+    what that says of it as a whole.
     """
-    try:
-        connection = publisher.new_connection()
+
+    name: str
+    age: float | None
+    collector: Fields
+    streams: State
+
+    @property
+    def alive(self) -> bool:
+        """Whether it writes its state."""
+        interval = self.collector.get("interval")
+        seconds = interval if isinstance(interval, int | float) else INTERVAL_BEFORE
+        return self.age is not None and self.age <= MISSED * seconds
+
+    @property
+    def leads(self) -> bool:
+        """Whether it publishes, by its own word."""
+        return self.alive and self.collector.get("role") != "standby"
+
+    def described(self) -> dict[str, object]:
+        """For --status --json."""
+        return {
+            "instance": self.name,
+            "role": self.collector.get("role"),
+            "term": self.collector.get("term"),
+            "alive": self.alive,
+            "age": self.age,
+            "collector": self.collector,
+            "streams": self.streams,
+        }
+
+
+def read_instance(reader: Reader, key: str, name: str = "") -> Instance:
+    """The instance whose state hash is `key`. Raises what Reader does; ValueError for a hash of something else."""
+    found, left = reader.ask(("HGETALL", key), ("PTTL", key))
+    for reply in (found, left):
+        if isinstance(reply, ReplyError):
+            raise Unreadable(str(reply))
+    if not found:
+        return Instance(name, None, {}, {})
+    if not isinstance(found, list) or not isinstance(left, int):
+        raise Unreadable("it does not answer as Redis does")
+    if left < 0:
+        raise ValueError("it does not expire")
+    state = parse_state(found)
+    collector = state.pop(RESERVED_NAME, {})
+    age = round(max(0.0, STATE_EXPIRY - left / 1000), 3)
+    return Instance(name or str(collector.get("instance", "")), age, collector, state)
+
+
+def read_instances(reader: Reader, registry: str, states: str) -> list[Instance]:
+    """All that share a lease, by name. registry: the key of the hash of their entries. states: with which the keys of
+    their states begin. Raises what Reader does.
+    """
+    [names] = reader.ask(("HKEYS", registry))
+    if isinstance(names, ReplyError):
+        raise Unreadable(str(names))
+    instances = []
+    for name in sorted(name.decode(errors="replace") for name in names or ()):
+        if name == RESERVED_NAME:  # what a leader leaves behind that has ended
+            continue
         try:
-            connection.connect()
-            registry, alive = _read_registry(connection, f"{key}_instances")
-            states = {name: _read_state(connection, f"{state_key}:{name}") for name in registry.entries}
-        finally:
-            connection.disconnect()
-    except MovedError:
-        print(f"Redis at {publisher.address}: {NO_LEASE}")
-        return 1
-    except REDIS_ERRORS as error:
-        print(f"Cannot read the state from Redis at {publisher.address}: {shorten(error)}")
-        return 1
-    if not registry.entries:
-        print(f"No collector is running: there is no {key}_instances in Redis at {publisher.address}")
-        return 1
-    return _print_all(registry.entries, alive, states)
+            instances.append(read_instance(reader, f"{states}:{name}", name))
+        except ValueError:
+            instances.append(Instance(name, None, {}, {}))
+    return instances
 
 
-def _read_registry(connection: redis.Connection, key: str) -> tuple[Registry, set[str]]:
-    """The registry, and who lives: whose entry changes while this looks."""
-    registry = Registry("")
-    until = monotonic() + ALIVE_WITHIN
-    while True:
-        connection.send_command("HGETALL", key)
-        found = connection.read_response()
-        registry.update(dict(zip(found[::2], found[1::2], strict=True)), monotonic())
-        alive = set(registry.others(monotonic()))
-        if alive >= registry.entries.keys() or monotonic() >= until:
-            return registry, alive
-        sleep(POLL_INTERVAL)
-
-
-def _read_state(connection: redis.Connection, key: str) -> State:
-    """A state hash; what is none is empty."""
-    connection.send_command("HGETALL", key)
-    try:
-        return parse_state(connection.read_response())
-    except (ValueError, redis.ResponseError):
-        return {}
-
-
-def _print_all(entries: Mapping[str, Entry], alive: set[str], states: Mapping[str, State]) -> int:
-    rows = [instance_row(name, entry, name in alive, states[name]) for name, entry in sorted(entries.items())]
-    print(*format_table([HEADS, *rows], numbers_from=2), sep="\n")
-    leaders = [name for name in alive if entries[name].role == LEADER]
-    well = bool(leaders)
-    for name in sorted(alive, key=lambda name: (name not in leaders, name)):
-        streams = _streams_of(states[name])
-        # By the beats of the instance its state is fresh: what makes it look old are two clocks that differ.
-        since = age_of(streams) if streams else 0.0
-        lines, none_is_down = stream_lines(streams, since if since <= OLD_AFTER else 0.0)
-        print(f"\n{shorten(name)}, {shorten(entries[name].role)}:", *(lines if streams else ["no state yet"]), sep="\n")
-        well = well and (name not in leaders or (bool(streams) and none_is_down))
-    if not leaders:
-        print("\nNobody leads: nothing is published")
-    return int(not well)
-
-
-def _streams_of(state: State) -> State:
-    return {name: fields for name, fields in state.items() if name != RESERVED_NAME}
-
-
-def instance_row(name: str, entry: Entry, is_alive: bool, state: State) -> Sequence[str]:
-    """The cells of an instance. What one that does not live last said of itself is not shown."""
-    if not is_alive:
-        return name, "gone", f"{entry.term}", "-", "-", "-", "-"
-    streams = [fields["up"] for fields in _streams_of(state).values()]
-    up, known = streams.count(True), len(streams) - streams.count(None)
-    behind = state.get(RESERVED_NAME, {}).get("behind")
-    return (
-        name,
-        entry.role,
-        f"{entry.term}",
-        "yes" if entry.ready else "no",
-        f"{up} of {known}" if state else "-",
-        f"{entry.pending:,}",
-        f"{behind:,.1f}" if isinstance(behind, int | float) else "-",
-    )
+def parse_state(found: Sequence[bytes]) -> State:
+    """The fields of each stream by its name, and those of the collector as a whole. Raises ValueError for a hash of
+    something else.
+    """
+    state = {name.decode(): json.loads(text) for name, text in zip(found[::2], found[1::2], strict=True)}
+    for name, fields in state.items():
+        is_stream = name != RESERVED_NAME
+        if not isinstance(fields, dict) or ("up" not in fields and is_stream) or type(fields.get("ts")) is not int:
+            raise ValueError(f"unknown field {name}")
+    return state

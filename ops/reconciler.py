@@ -11,6 +11,7 @@ from conf.plan import Changes, Plan, Planned
 from conf.streams import StreamSpec
 from ops.rows import count, retire
 from relay.bybit.exchange import Exchange
+from relay.log import FEW, Names
 from relay.stats import StreamStats, stream_of
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Reconciler:
         symbols = self._instruments.symbols if self._instruments else None
         if changes := self._plan.update(streams, symbols):
             for problem in changes.problems:
-                log.error("%s; ignoring this entry", problem)
+                log.error("%(problem)s; ignoring this entry", {"problem": problem})
             self._announce(changes)
             self._change()
         lacked, self._lack = self._lack, ""
@@ -76,7 +77,7 @@ class Reconciler:
             if stats := self._exchange.streams.get(name):
                 stats.waits = name in self._plan.waiting
         if self._lack and not lacked:
-            log.error("No thread to be had for a stream: %s; trying again", self._lack)
+            log.error("No thread to be had for a stream: %(reason)s; trying again", {"reason": self._lack})
         elif lacked and not self._lack:
             log.info("All streams have their threads again")
 
@@ -88,14 +89,16 @@ class Reconciler:
     def _announce(self, changes: Changes) -> None:
         """What Bybit's list brings, before anything is subscribed or unsubscribed."""
         for event, words, found in (
-            ("delisted", "Bybit no longer lists %s: %s less", changes.delisted),
-            ("listed", "Bybit now lists %s: %s more", changes.listed),
+            ("delisted", "Bybit no longer lists %(symbols)s: %(counted)s less", changes.delisted),
+            ("listed", "Bybit now lists %(symbols)s: %(counted)s more", changes.listed),
         ):
             for entry, topics in found.items():
                 self._exchange.sink.announce(event, entry, list(topics))
             if found:
                 symbols = list(dict.fromkeys(symbol for topics in found.values() for symbol in topics.values()))
-                log.info(words, bounded(symbols), count(sum(map(len, found.values())), "topic"))
+                all_topics = [topic for topics in found.values() for topic in topics]
+                counted = count(len(all_topics), "topic")
+                log.info(words, {"symbols": Names(symbols, FEW), "counted": counted, "topics": all_topics})
         for topic in changes.newly_listed:
             self._exchange.rejected.forget(topic)
 
@@ -122,7 +125,10 @@ class Reconciler:
             if running.thread.is_alive():
                 if not running.is_reported and monotonic() - running.dropped_at >= END_TIMEOUT:
                     running.is_reported = True
-                    log.warning("Stream %s is to end, but its function does not return", name)
+                    log.warning(
+                        "Stream %(connection)s is to end, but its function does not return",
+                        {"connection": name, "stream": stream_of(name)},
+                    )
                 continue
             del self._ending[name]
             if stats := self._exchange.streams.get(name):
@@ -143,7 +149,9 @@ class Reconciler:
             if name in self._ending or (running and running.thread.is_alive()):
                 continue
             if running:
-                log.error("Stream thread %s died; restarting it", name)
+                log.error(
+                    "Stream thread %(connection)s died; restarting it", {"connection": name, "stream": stream_of(name)}
+                )
             elif planned.topics is not None and not planned.topics:
                 self._await_topics(name)
                 continue
@@ -179,10 +187,4 @@ class Reconciler:
             self._has_started(self._instruments.start)
         if new := [name for name in self._plan.waiting if name not in self._waited_for_list]:
             self._waited_for_list.update(new)
-            log.info("%s: waiting for Bybit's list of instruments", bounded(new))
-
-
-def bounded(names: Sequence[str], limit: int = 4) -> str:
-    """The first of the names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+            log.info("%(streams)s: waiting for Bybit's list of instruments", {"streams": Names(new, FEW)})

@@ -4,10 +4,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
-from relay.stats import StreamStats, percentile, stream_of
+from relay.stats import StreamStats, percentile, recent, stream_of
 
 # Seconds that a thread may be overdue before it counts as stuck.
 WATCHDOG_TIMEOUT = 60.0
+# What is added up over the connections of an entry.
+COUNTERS = (
+    "messages",
+    "connections",
+    "reconnects",
+    "subscribed",
+    "rejected",
+    "gaps",
+    "callback_failures",
+    "ignored",
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +53,11 @@ class Row:
     def fields(self, rate: float, now: float, timestamp: int) -> dict[str, object]:
         """Its field of the state hash. rate: messages per second; now: monotonic; timestamp: in milliseconds.
 
-        `age` and the delays are in seconds: since the last message, and from a message's `ts` to its arrival.
+        `age` and the delays are in seconds: since the last message; from a message's `ts` to its arrival, of the last
+        WINDOW seconds.
         """
         # A list of each deque is one call in C: the thread of the connection cannot append in the middle of it.
-        delays = list(chain.from_iterable(list(stats.delays) for stats in self.connections))
+        delays = recent([slot for stats in self.connections for slot in list(stats.delays)], now)
         p50, p99 = percentile(delays, 0.50), percentile(delays, 0.99)
         total = self.total
         return {
@@ -57,6 +69,7 @@ class Row:
             "messages": total.messages,
             "rate": round(rate, 1),
             "connections": total.connections,
+            "reconnects": total.reconnects,
             "age": None if total.last_message is None else round(max(0.0, now - total.last_message), 3),
             "delay_p50": None if p50 is None else round(p50, 4),
             "delay_p99": None if p99 is None else round(p99, 4),
@@ -121,7 +134,7 @@ def add(parts: Iterable[StreamStats]) -> StreamStats:
     """The sum of what connections have done, and the latest of their messages."""
     total = StreamStats()
     for stats in parts:
-        for name in ("messages", "connections", "subscribed", "rejected", "gaps", "callback_failures", "ignored"):
+        for name in COUNTERS:
             setattr(total, name, getattr(total, name) + getattr(stats, name))
         total.last_message = max(filter(None, (total.last_message, stats.last_message)), default=None)
     return total

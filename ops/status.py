@@ -1,140 +1,177 @@
-"""python main.py --status: the streams of the running collector, as its state hash in Redis has them."""
+"""python main.py --status: the running collectors, for people, for programs, for health checks."""
 
 import json
-from collections.abc import Mapping, Sequence
-from time import time
-from typing import Any
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic, time
+from typing import TYPE_CHECKING, NamedTuple
 
-from conf.streams import RESERVED_NAME
+from conf import settings
+from conf.names import STATE_KEY, STATES
+from ops.instances import Instance, read_instance, read_instances
+from ops.reader import EXPECTED, Place, Reader, reason_of
 from ops.table import format_table
+from ops.words import INSTANCE_HEADS, instance_row, stream_lines, stream_problem
 from relay.log import shorten
-from relay.redis.link import REDIS_ERRORS
-from relay.redis.publisher import Publisher
-from relay.redis.state import read_hash
 
-# Seconds after which a state is called old. The collector writes one every 5 s, with a delay of up to 1 s.
-OLD_AFTER = 10.0
+if TYPE_CHECKING:
+    import ssl
 
-State = dict[str, dict[str, Any]]  # the state hash
-
-HEADS = (
-    "stream",
-    "",
-    "topics",
-    "rejected",
-    "messages",
-    "per s",
-    "age s",
-    "p50 ms",
-    "p99 ms",
-    "conns",
-    "gaps",
-    "failed",
-)
+# Seconds that Redis may take, and then those in which the thread that asks it is to notice.
+DEADLINE, NOTICE = 3.0, 0.5
+# Seconds since the pulse file was touched after which nothing turns any more: six touches are missing by then. A single
+# thread counts as stuck when it is 60 s late, so a call that does not return is noticed within 95 s.
+PULSE_AGE = 30.0
 
 
-def run_status(publisher: Publisher) -> int:
-    """Prints a table of the streams. Returns the exit code: 0 if all is well, 1 if a stream is down or misses topics
-    that Bybit has not rejected, or if there is no state.
+class Report(NamedTuple):
+    """What is printed: the lines, or the others as one JSON object."""
 
-    publisher: need not be started; a connection is opened only to read.
+    code: int
+    lines: Sequence[str]
+    problems: Sequence[str] = ()
+    instances: Sequence[Instance] = ()
+
+    def as_json(self) -> str:
+        """Without the exit code."""
+        instances = [instance.described() for instance in self.instances]
+        return json.dumps({"well": not self.code, "instances": instances, "problems": self.problems})
+
+
+def run_status(about: str, as_json: bool) -> int:
+    """Prints the status. Returns the exit code: 0, all is well; 1, something is not; 2, there is no pulse file.
+
+    about: "all", "live" or "ready".
     """
-    try:
-        found = read_hash(publisher.new_connection, publisher.state_key)
-    except REDIS_ERRORS as error:
-        print(f"Cannot read the state from Redis at {publisher.address}: {shorten(error)}")
-        return 1
-    try:
-        state = parse_state(found)
-    except ValueError as error:
-        print(
-            f"{publisher.state_key} in Redis at {publisher.address} is not the state of a collector: {shorten(error)}"
-        )
-        return 1
-    collector = state.pop(RESERVED_NAME, None)
-    if collector and not state and age_of({RESERVED_NAME: collector}) <= OLD_AFTER:
-        print("The collector has no streams: STREAMS is empty")
-        return 0
-    if not state:
-        print(f"No collector is running: there is no {publisher.state_key} in Redis at {publisher.address}")
-        return 1
-    since = age_of(state)
-    lines, is_well = stream_lines(state, since)
-    print(*lines, sep="\n")
-    if since > OLD_AFTER:
-        print(f"This was the state {since:.0f} s ago: the collector was stopped or hangs, or the clocks differ")
-    return int(since > OLD_AFTER or not is_well)
+    if about == "live":
+        report = live(settings.PULSE_FILE, time())
+    elif about == "ready":
+        report = asked(place_of_settings(), lambda reader: ready(reader, STATE_KEY, settings.INSTANCE))
+    elif settings.LEADER_KEY:
+        report = asked(place_of_settings(), lambda reader: shared(reader, f"{settings.LEADER_KEY}_instances", STATES))
+    else:
+        report = asked(place_of_settings(), lambda reader: single(reader, STATES))
+    print(report.as_json() if as_json else "\n".join(report.lines))
+    return report.code
 
 
-def age_of(state: State) -> float:
-    """Seconds since a state was taken, which has a stream."""
-    latest: int = max(fields["ts"] for fields in state.values())
-    return max(0.0, time() - latest / 1000)
-
-
-def stream_lines(state: State, since: float) -> tuple[list[str], bool]:
-    """The lines of a table of the streams, and whether all is well. since: seconds since the state was taken.
-
-    A stream whose state is unknown is not down: a function of the user's own, or one with nothing to carry.
-    """
-    rows = [HEADS, *(status_row(name, fields, since) for name, fields in sorted(state.items()))]
-    return list(format_table(rows, numbers_from=2)), all(map(is_well, state.values()))
-
-
-def is_well(fields: Mapping[str, Any]) -> bool:
-    """Whether a stream is not down, and has all topics that it wants but for those that Bybit rejects. It does not know
-    all of them while it waits for the list of instruments.
-    """
-    topics, wanted, rejected = (fields.get(name) for name in ("topics", "wanted", "rejected"))
-    is_complete = wanted is None or (topics or 0) + (rejected or 0) >= wanted
-    return _word(fields) != "DOWN" and is_complete and not fields.get("waits")
-
-
-def parse_state(found: Sequence[bytes]) -> State:
-    """The fields of each stream by its name, and those of the collector as a whole. Raises ValueError for a hash of
-    something else.
-    """
-    state = {name.decode(): json.loads(text) for name, text in zip(found[::2], found[1::2], strict=True)}
-    for name, fields in state.items():
-        is_stream = name != RESERVED_NAME
-        if not isinstance(fields, dict) or ("up" not in fields and is_stream) or type(fields.get("ts")) is not int:
-            raise ValueError(f"unknown field {name}")
-    return state
-
-
-def _word(fields: Mapping[str, Any]) -> str:
-    up = fields["up"]
-    return "-" if up is None else "up" if up else "DOWN"
-
-
-def _topics(fields: Mapping[str, Any]) -> str:
-    """How many are subscribed, "695 of 700" if more are wanted, "1 of ?" if it is not known yet how many."""
-    topics, wanted = fields.get("topics"), fields.get("wanted")
-    if topics is None:
-        return "-"
-    if fields.get("waits"):
-        return f"{topics:,} of ?"
-    return f"{topics:,}" if wanted in (None, topics) else f"{topics:,} of {wanted:,}"
-
-
-def status_row(name: str, fields: Mapping[str, Any], since: float) -> tuple[str, ...]:
-    """The cells of a stream. since: seconds since its state was taken. A field that is missing or null is a "-"."""
-
-    def cell(field: str, template: str, unit: float = 1, offset: float = 0) -> str:
-        value = fields.get(field)
-        return "-" if value is None else template.format(value * unit + offset)
-
-    return (
-        name,
-        _word(fields),
-        _topics(fields),
-        cell("rejected", "{:,}"),
-        cell("messages", "{:,}"),
-        cell("rate", "{:,.0f}" if (fields.get("rate") or 0) >= 100 else "{:.1f}"),
-        cell("age", "{:,.1f}", offset=since),
-        cell("delay_p50", "{:,.1f}", unit=1000),
-        cell("delay_p99", "{:,.1f}", unit=1000),
-        cell("connections", "{:,}"),
-        cell("gaps", "{:,}"),
-        cell("callback_failures", "{:,}"),
+def place_of_settings() -> Place:
+    """Where Redis is."""
+    return Place(
+        hosts=settings.REDIS_HOST,
+        sentinels=settings.REDIS_SENTINELS,
+        master=settings.REDIS_SENTINEL_MASTER,
+        db=settings.REDIS_DB,
+        login=settings.login(),
+        sentinel_login=settings.sentinel_login(),
+        tls=_tls if settings.REDIS_SSL else None,
     )
+
+
+def _tls() -> "ssl.SSLContext":
+    import ssl  # takes as long to import as all the rest here
+
+    context = ssl.create_default_context(cafile=settings.REDIS_SSL_CA or None)
+    if settings.REDIS_SSL_CERT:
+        context.load_cert_chain(settings.REDIS_SSL_CERT, settings.REDIS_SSL_KEY or None, password="")
+    return context
+
+
+def failed(problem: str, code: int = 1) -> Report:
+    """Nothing is known but this."""
+    return Report(code, [problem], [problem])
+
+
+def live(path: str, now: float) -> Report:
+    """Whether every thread turns, by the pulse file. Redis is not asked: who buffers is alive. now: of the clock."""
+    if not path:
+        return failed("--status live needs PULSE_FILE, the file that the collector touches while its threads turn", 2)
+    try:
+        age = now - os.stat(path).st_mtime
+    except OSError as error:
+        return failed(f"Not alive: {path}: {reason_of(error)}")
+    if abs(age) > PULSE_AGE:  # a clock that was set back makes the file younger than nothing
+        return failed(f"Not alive: {path} was touched {age:.0f} s ago; a thread is stuck, or all of the collector")
+    return Report(0, [f"Alive: all threads turned {age:.0f} s ago"])
+
+
+def asked(place: Place, look: Callable[[Reader], Report]) -> Report:
+    """What is found in Redis, within DEADLINE."""
+    found: list[Report] = []
+
+    def run() -> None:
+        try:
+            reader = Reader(place, monotonic() + DEADLINE)
+            try:
+                found.append(look(reader))
+            finally:
+                reader.close()
+        except EXPECTED as error:
+            found.append(failed(f"Cannot read the state from Redis at {place.name}: {reason_of(error)}"))
+        except (ValueError, TypeError) as error:
+            found.append(failed(f"This in Redis at {place.name} is not the state of a collector: {shorten(error)}"))
+
+    # A thread, because nothing interrupts a name server that hangs.
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(DEADLINE + NOTICE)
+    return found[0] if found else failed(f"Cannot read the state from Redis at {place.name}: no answer in time")
+
+
+def single(reader: Reader, key: str) -> Report:
+    """The collector whose state hash is `key`."""
+    instance = read_instance(reader, key)
+    if instance.age is None:
+        return failed(f"No collector is running: there is no {key} in Redis at {reader.place.name}")
+    problems = list(problems_of(instance))
+    lines = [*stream_lines(instance.streams, instance.age)]
+    if not instance.streams:
+        lines = ["The collector has no streams: STREAMS is empty"]
+    return Report(int(bool(problems)), [*lines, *general(instance)], problems, [instance])
+
+
+def ready(reader: Reader, key: str, name: str) -> Report:
+    """Whether this instance has subscribed to all its topics and, if it shares a lease, could publish."""
+    instance = read_instance(reader, key)
+    if instance.age is None:
+        where = f"there is no {key} in Redis at {reader.place.name}"
+        doubt = f"; is INSTANCE={name} the collector's?" if key.endswith(f":{name}") else ""
+        return failed(f"Not ready: {where}{doubt}")
+    problems = list(problems_of(instance))
+    if instance.collector.get("ready") is False and not instance.leads:
+        problems.append(f"{shorten(instance.name)} could not publish at once")
+    lines = [f"Not ready: {problem}" for problem in problems] or ["Ready"]
+    return Report(int(bool(problems)), lines, problems, [instance])
+
+
+def shared(reader: Reader, registry: str, states: str) -> Report:
+    """All instances that share a lease. All is well if one leads, and nothing is wrong with that one."""
+    instances = read_instances(reader, registry, states)
+    if not instances:
+        return failed(f"No collector is running: there is no {registry} in Redis at {reader.place.name}")
+    leaders = [each for each in instances if each.leads]
+    lines = [*format_table([INSTANCE_HEADS, *map(instance_row, instances)], numbers_from=2)]
+    for each in sorted(filter(lambda one: one.alive, instances), key=lambda one: (not one.leads, one.name)):
+        lines += ["", f"{shorten(each.name)}, {shorten(each.collector.get('role'))}:"]
+        lines += stream_lines(each.streams, each.age or 0.0) if each.streams else ["no state yet"]
+        lines += general(each)
+    problems = [problem for each in leaders for problem in problems_of(each)]
+    if not leaders:
+        problems = ["Nobody leads: nothing is published"]
+        lines += ["", *problems]
+    return Report(int(bool(problems)), lines, problems, instances)
+
+
+def general(instance: Instance) -> Iterator[str]:
+    """Sentences about what is wrong with a collector as a whole."""
+    if not instance.alive:
+        yield f"This was the state {instance.age:.0f} s ago: the collector is dead, hangs, or is cut off from Redis"
+    elif instance.collector.get("alive") is False:
+        yield "A thread of the collector is stuck: its log says which"
+
+
+def problems_of(instance: Instance) -> Iterator[str]:
+    """Sentences about all that is wrong with a collector."""
+    yield from general(instance)
+    yield from filter(None, (stream_problem(name, fields) for name, fields in sorted(instance.streams.items())))

@@ -21,4 +21,4 @@ def sd_notify(state: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
             notifier.sendto(state.encode(), address)
     except OSError as error:
-        log.warning("Cannot notify systemd of %s: %s", state.split("\n")[0], error)
+        log.warning("Cannot notify systemd of %(state)s: %(reason)s", {"state": state.split("\n")[0], "reason": error})

@@ -1,6 +1,5 @@
 """Tables for a terminal."""
 
-import textwrap
 from collections.abc import Iterator, Sequence
 
 from relay.log import printable
@@ -28,9 +27,12 @@ def format_table(rows: Sequence[Sequence[str]], numbers_from: int | None = None)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         room = max(WIDTH - start, 40)
-        first, *more = textwrap.wrap(row[-1], room, break_long_words=False, break_on_hyphens=False) or [""]
-        if more:
-            cells[-1] = first
+        more: list[str] = []
+        if len(row[-1]) > room:
+            import textwrap  # seldom needed, and --status is to be cheap
+
+            lines = textwrap.wrap(row[-1], room, break_long_words=False, break_on_hyphens=False)
+            cells[-1], *more = lines or [""]
         yield "  ".join(cells).rstrip()
         for line in more:
             yield " " * start + line

@@ -69,7 +69,10 @@ class _Trial:
         self._started = monotonic()
         self._first_message_after: float | None = None
         self.thread = Thread(target=self._run, name=spec.name, daemon=True)
-        self.thread.start()
+        try:
+            self.thread.start()
+        except RuntimeError as error:
+            self._failure = f"no thread to be had: {error}"
 
     def _run(self) -> None:
         @raw
@@ -142,7 +145,8 @@ class Trials:
         self._exchange.stop.set()
         self._exchange.close_all()
         for trial in self._trials:
-            trial.thread.join(JOIN_TIMEOUT)
+            if trial.thread.ident is not None:  # it was started
+                trial.thread.join(JOIN_TIMEOUT)
 
 
 def merged(parts: Sequence[Outcome]) -> Outcome:

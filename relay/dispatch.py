@@ -88,7 +88,9 @@ class Router:
         if not isinstance(parsed, dict):
             self._stats.ignored += 1
             if self._log_once.first("not an object"):
-                log.error("Ignoring (logged once): a frame that is not a JSON object: %s", shorten(text))
+                log.error(
+                    "Ignoring (logged once): a frame that is not a JSON object: %(text)s", {"text": shorten(text)}
+                )
             return 0
         topic = parsed.get("topic")
         if not isinstance(topic, str):
@@ -98,7 +100,9 @@ class Router:
         if callback is None:
             self._stats.ignored += 1
             if self._log_once.first("unknown topic", topic):
-                log.error("Ignoring (logged once): messages of %s, which was not requested", shorten(topic))
+                log.error(
+                    "Ignoring (logged once): messages of %(topic)s, which was not requested", {"topic": shorten(topic)}
+                )
             return 0
         try:
             callback(message if getattr(callback, "raw", False) else parsed)
@@ -113,4 +117,8 @@ class Router:
         self._stats.callback_failures += 1
         name = getattr(callback, "__qualname__", None) or reprlib.repr(callback)  # short, whatever its __repr__ does
         if self._log_once.first("callback", (name, type(error))):
-            log.error("callback %s failed (later failures of this kind are only counted)", name, exc_info=error)
+            log.error(
+                "callback %(callback)s failed (later failures of this kind are only counted)",
+                {"callback": name},
+                exc_info=error,
+            )

@@ -1,8 +1,15 @@
-"""The JSON of the status channel. Pure: the caller gives the time."""
+"""What consumers are told of the collector: the JSON of the status channel, the state hash. Pure: the caller gives the
+time.
+"""
 
 import json
 from collections.abc import Sequence
 from typing import Any
+
+# The field of the state hash for the collector as a whole; the others have the names of streams.
+RESERVED_NAME = "*"
+# Seconds until the state hash is gone when nobody writes it any more. What is left of them tells its age.
+STATE_EXPIRY = 15
 
 
 def encoded(message: Any) -> bytes:

@@ -1,6 +1,10 @@
-"""Log once: the first event of a kind is worth a line, the thousandth is not."""
+"""Log once: the first event of a kind is worth a line, the thousandth is not. And how a line shows what it names."""
+
+import sys
+from collections.abc import Iterable
 
 LIMIT = 1000  # kinds of a category that are remembered
+FEW = 4  # names that a line shows where there may be many
 
 
 class LogOnce:
@@ -37,3 +41,24 @@ def shorten(text: object, limit: int = 200) -> str:
     """Text from the network on one line of bounded length: it may be a whole frame or an HTML page."""
     line = printable(" ".join(str(text).split()))
     return line if len(line) <= limit else line[:limit] + "…"
+
+
+class Names(list[str]):
+    """Names that the sentence of a line joins, while LOG_FORMAT=json has a list. shown: how many the sentence has; it
+    says how many more there are.
+    """
+
+    def __init__(self, names: Iterable[str], shown: int = sys.maxsize) -> None:
+        super().__init__(names)
+        self._shown = shown
+
+    def __str__(self) -> str:
+        more = f" and {len(self) - self._shown} more" if len(self) > self._shown else ""
+        return ", ".join(self[: self._shown]) + more
+
+
+class Grouped(int):
+    """A number that the sentence of a line shows with thousands separators."""
+
+    def __str__(self) -> str:
+        return f"{int(self):,}"

@@ -4,8 +4,16 @@ import math
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
-SAMPLES_PER_SECOND = 2000  # messages of a connection; all of them at ordinary rates, a part when it is busy
+SAMPLES_PER_SECOND = 500  # messages of a connection; all of them at ordinary rates, a part when it is busy
+# Seconds that delays are told of, and those of a slot. A pause of some seconds is forgotten after WINDOW, whatever the
+# rate is.
+WINDOW, SLOT = 10.0, 1.0
+SLOTS = 20  # that are kept: more than WINDOW has, as each new connection begins one
+
+# The monotonic time at which a slot began, and the delays of the messages that came in it, in seconds.
+Slot = tuple[float, list[float]]
 
 
 def stream_of(name: str) -> str:
@@ -25,6 +33,7 @@ class StreamStats:
 
     messages: int = 0
     connections: int = 0
+    reconnects: int = 0  # of these, those after the first of each connection of an entry
     last_message: float | None = None  # monotonic time
     topics: int = 0  # wanted, now; those being unsubscribed are not among them
     subscribed: int = 0  # of these, now
@@ -36,20 +45,27 @@ class StreamStats:
     callback_failures: int = 0  # messages that a callback did not take
     ignored: int = 0  # messages that no callback could take: not a JSON object, or an unknown topic
     watched: bool = True  # False: a function of the user's own, whose state is unknown unless it uses a Connection
-    delays: deque[float] = field(default_factory=lambda: deque(maxlen=1000))  # seconds from `ts` to arrival, the latest
+    delays: deque[Slot] = field(default_factory=lambda: deque(maxlen=SLOTS))  # from `ts` to arrival
     heartbeat_due: float = math.inf  # monotonic time by which its thread runs again; inf = not watched
 
 
 class Sampler:
-    """Measures the delays of messages, as many as SAMPLES_PER_SECOND. Its connection's thread owns it."""
+    """Measures the delays of messages, as many as SAMPLES_PER_SECOND. Its connection's thread owns it.
+
+    budget: messages that may still be sampled in this slot; 0 before the first turn().
+    """
 
     def __init__(self, stats: StreamStats) -> None:
-        self._delays = stats.delays
-        self.budget = SAMPLES_PER_SECOND  # messages that may still be sampled in this second
+        self._slots = stats.delays
+        self._began = -math.inf  # the present slot, monotonic
+        self._delays: list[float] = []
+        self.budget = 0
 
-    def refill(self) -> None:
-        """To be called once a second."""
-        self.budget = SAMPLES_PER_SECOND
+    def turn(self, now: float) -> None:
+        """Begins the next slot if it is time. To be called once a second. now: monotonic."""
+        if now - self._began >= SLOT:
+            self._began, self._delays, self.budget = now, [], SAMPLES_PER_SECOND
+            self._slots.append((now, self._delays))
 
     def sample(self, messages: Sequence[bytes], arrived: float) -> None:
         """Samples what has arrived at `arrived` (seconds since the epoch). To be called while `budget` is above 0."""
@@ -62,8 +78,13 @@ class Sampler:
                 continue  # a message of another form
 
 
-def percentile(values: Collection[float], share: float) -> float | None:
-    """The smallest of `values` that at least `share` (0 to 1) of them do not exceed. None: there are no values."""
-    if not values:
-        return None
-    return sorted(values)[max(0, math.ceil(len(values) * share) - 1)]
+def recent(slots: Collection[Slot], now: float) -> list[float]:
+    """The delays of the last WINDOW seconds, sorted. now: monotonic."""
+    return sorted(chain.from_iterable(delays for began, delays in slots if now - began <= WINDOW))
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The smallest of sorted `values` that at least `share` (0 to 1) of them do not exceed. None: there are no
+    values.
+    """
+    return values[max(0, math.ceil(len(values) * share) - 1)] if values else None

@@ -33,6 +33,22 @@ POLL = 0.01  # seconds between two checks of a starting server
 TICK = 0.1  # seconds between two checks for a signal
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
+HELP = """\
+Starts a Redis on this machine if none answers yet, and runs COMMAND beside it;
+the Redis ends with COMMAND. Without COMMAND it runs alone until Ctrl+C. It keeps
+everything in memory and listens on 127.0.0.1 only. A Redis that answers already,
+or one on another machine, is left alone: then only COMMAND runs."""
+EXAMPLES = """\
+settings (environment or .env, as for the collector):
+  REDIS_HOST         start one only if this is this machine (default: localhost)
+  REDIS_PORT         where it is looked for, and listens (default: 6379)
+  REDIS_PASSWORD     the password it asks for (default: none)
+
+examples:
+  python -m sandbox.redis                        a Redis on port 6379
+  python -m sandbox.redis python main.py         what `make run` does
+  REDIS_PORT=7000 python -m sandbox.redis        on another port"""
+
 log = logging.getLogger("sandbox.redis")
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -194,13 +210,14 @@ def needed_redis() -> LocalRedis | None:
     if settings.REDIS_SENTINELS or len(settings.REDIS_HOST) > 1:
         return None  # theirs is more than one server
     host, port = settings.REDIS_HOST[0]
+    username, password = settings.login()
     try:
-        here = socket.gethostbyname(host) == HOST
-        if here and not settings.REDIS_SSL and not settings.REDIS_USERNAME:  # a local one has neither
+        here = port and socket.gethostbyname(host) == HOST  # port 0: a Unix socket
+        if here and not settings.REDIS_SSL and username in (None, "default"):  # a local one has no other user
             # Whatever listens there keeps its port: a Redis may be loading, or want a password.
             socket.create_connection((host, port), CONNECT_TIMEOUT).close()
     except ConnectionRefusedError:
-        return LocalRedis(port, settings.REDIS_PASSWORD or "")
+        return LocalRedis(port, password or "")
     except (OSError, UnicodeError):
         pass  # no such host, or one that hangs
     return None
@@ -223,10 +240,13 @@ def arguments() -> list[str]:
     parser = argparse.ArgumentParser(
         prog="python -m sandbox.redis",
         usage="%(prog)s [-h] [COMMAND [ARGS...]]",
-        description="Runs COMMAND with a Redis on this machine, in memory only, if none answers at REDIS_HOST and "
-        "REDIS_PORT (environment or .env). Without COMMAND the Redis runs alone until Ctrl+C.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=HELP,
+        epilog=EXAMPLES,
     )
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND [ARGS...]")
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="COMMAND [ARGS...]", help="a program that needs a Redis"
+    )
     command: list[str] = parser.parse_args().command
     return command
 
@@ -247,7 +267,7 @@ def main(command: Sequence[str]) -> int:
         if command:
             return run(command, signals)
         if server is None:
-            log.warning("No local Redis started: one answers already, or REDIS_HOST is not this machine")
+            log.warning("No local Redis started: one answers already, or the settings name no port of this machine")
         while server is not None and server.running and not signals:
             time.sleep(TICK)
         return 0

@@ -8,15 +8,12 @@ import threading
 import time
 from pathlib import Path
 
-# No developer's settings, from the environment or .env, leak into a test. Their names are those of conf.settings, which
-# reads the environment when it is imported, and ends the program if it does not like it: so that has to be empty then.
+# No developer's settings, from the environment or .env, leak into a test.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-environment = dict(os.environ)
-os.environ.clear()
-os.environ["PYTHON_DOTENV_DISABLED"] = "1"
-from conf.settings import NAMES  # noqa: E402
+from conf.rules import NAMES
 
-os.environ.update((name, value) for name, value in environment.items() if name not in NAMES)
+for name in (*NAMES, "ENV_FILE"):
+    os.environ.pop(name, None)
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
 # A shell without job control starts background commands with SIGINT ignored; programs started here would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,11 +38,12 @@ class Subscriber:
         channels: names; one with a `*` is subscribed as a pattern.
         reconnect: come back by itself, trying every 50 ms; otherwise a lost connection ends it.
 
-    `messages` grows by (channel as str, payload as bytes) in order of arrival; `subscribed` is set while it is.
+    `messages` grows by (channel as str, payload as bytes) in order of arrival; `subscribed` is set while it is. The
+    events `alive`, which come every 5 s whatever happens, are in `beats` instead.
     """
 
     def __init__(self, server, *channels, reconnect=False):
-        self.messages = []
+        self.messages, self.beats = [], []
         self.subscribed = threading.Event()
         self._client = server.client(retry=None, socket_timeout=1)
         self._channels = channels
@@ -94,7 +92,8 @@ class Subscriber:
                 if message is None:
                     continue
                 if message["type"] in ("message", "pmessage"):
-                    self.messages.append((message["channel"].decode(), message["data"]))
+                    is_beat = message["data"].startswith(b'{"event":"alive"')
+                    (self.beats if is_beat else self.messages).append((message["channel"].decode(), message["data"]))
                 else:
                     confirmed += 1
                     if confirmed == len(self._channels):

@@ -1,77 +1,9 @@
-"""Consumers of the drill: one that keeps all there is, with the times of arrival; and one that comes late."""
+"""A consumer of the drill that comes late and asks for snapshots."""
 
 import json
-import multiprocessing
 import time
 
-import redis
-from programs import CHANNELS
-
-from sandbox.redis import HOST
-
-PREFIX = "stream:bybit"
-STATUS = f"{PREFIX}_status"
-NAMES = [*(f"{PREFIX}_{name}" for name in CHANNELS.values()), STATUS]
-RETRY = 0.05  # seconds after which the consumer reconnects
-
-
-def is_over(pipe, messages):
-    """Answers the questions that have come: "end" with all messages, others with their number. Whether it was "end"."""
-    while pipe.poll():
-        question = pipe.recv()
-        pipe.send(messages if question == "end" else len(messages))
-        if question == "end":
-            return True
-    return False
-
-
-def consume(port, pipe):
-    """A consumer of all channels, in a process of its own; reconnects by itself. Answers questions until "end"."""
-    messages = []
-    client = redis.Redis(HOST, port, retry=None, socket_timeout=1)
-
-    while not is_over(pipe, messages):
-        try:
-            with client.pubsub(ignore_subscribe_messages=True) as pubsub:
-                pubsub.subscribe(*NAMES)
-                pubsub.psubscribe(*(f"{name}:*" for name in NAMES[:-1]))  # where each symbol has its own
-                look = 0.0
-                while True:
-                    if message := pubsub.get_message(timeout=0.1):
-                        messages.append((time.monotonic(), message["channel"].decode(), message["data"]))
-                    if time.monotonic() >= look:  # not for each message: it costs a system call
-                        look = time.monotonic() + 0.1
-                        if is_over(pipe, messages):
-                            return
-        except (redis.ConnectionError, redis.TimeoutError):
-            time.sleep(RETRY)
-
-
-class Consumer:
-    """`task` in a process of its own, ended with `with`. It gets the arguments and a pipe, and answers as `consume`."""
-
-    def __init__(self, *arguments, task=consume):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=task, args=(*arguments, theirs), daemon=True)
-
-    def __enter__(self):
-        self._process.start()
-        return self
-
-    def __exit__(self, *_):
-        self._process.kill()
-        self._process.join()
-
-    def count(self):
-        """How many messages there are."""
-        self._pipe.send("count")
-        return self._pipe.recv()
-
-    def end(self):
-        """All messages: (arrival, channel, payload). The consumer ends."""
-        self._pipe.send("end")
-        return self._pipe.recv()
+from sandbox.consumer import PREFIX
 
 
 class State:

@@ -25,13 +25,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import redis  # noqa: E402
 from conftest import eventually  # noqa: E402
-from consumers import NAMES, PREFIX, RETRY, STATUS, Consumer, is_over  # noqa: E402
-from judge import TS, judge  # noqa: E402
 from programs import Program  # noqa: E402
 from stage import LEADER_KEY, Proxy  # noqa: E402
 from topology import Replicated  # noqa: E402
 
 from sandbox.bybit import Bybit  # noqa: E402
+from sandbox.consumer import NAMES, PREFIX, RETRY, STATUS, Consumer, is_over  # noqa: E402
+from sandbox.judge import TS, judge  # noqa: E402
 from sandbox.redis import HOST  # noqa: E402
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")

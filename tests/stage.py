@@ -9,14 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from conftest import eventually
-from consumers import NAMES, PREFIX, STATUS, Consumer
-from judge import judge
 from programs import Program
 
 from sandbox.bybit import Bybit
+from sandbox.collectors import LEADER_KEY, instances, pair_of
+from sandbox.consumer import NAMES, STATUS, Consumer
+from sandbox.judge import judge
 from sandbox.redis import HOST, LocalRedis
 
-LEADER_KEY = f"{PREFIX}_leader"
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "DOGEUSDT")
 QUIET = 1.0  # seconds without a message after which everything has arrived
 SETTLE = 30.0  # seconds for everything to arrive
@@ -184,8 +184,7 @@ class Stage:
 
     def instances(self):
         """The registry: by instance, what it says of itself."""
-        with self.redis.client() as client:
-            return {name.decode(): json.loads(text) for name, text in client.hgetall(f"{LEADER_KEY}_instances").items()}
+        return instances(self.redis)
 
     def leads(self, other_than=None):
         """The leader's name, or None."""
@@ -200,14 +199,7 @@ class Stage:
 
     def waits_for_pair(self):
         """Waits until one leads and the other could; returns their names."""
-
-        def pair():
-            found = self.instances()
-            leaders = [name for name, each in found.items() if each["role"] == "leader"]
-            ready = [name for name, each in found.items() if each["role"] == "standby" and each["ready"]]
-            return len(leaders) == len(ready) == 1 and (leaders[0], ready[0])
-
-        return eventually(pair, 40)
+        return eventually(lambda: pair_of(self.instances()), 40)
 
     # The measurement.
 

@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Pure modules read no clock, open no socket, start no thread and never log.
 PURE_MODULES = (
     "conf/converters.py",
+    "conf/location.py",
     "conf/plan.py",
+    "conf/rules.py",
     "conf/streams.py",
     "ops/rows.py",
     "relay/backoff.py",
@@ -40,6 +42,7 @@ PURE_MODULES = (
     "relay/redis/pending.py",
     "relay/redis/pipeline.py",
     "relay/redis/poison.py",
+    "relay/redis/progress.py",
     "relay/redis/queries.py",
     "relay/redis/registry.py",
     "relay/redis/resp.py",
@@ -51,7 +54,8 @@ PURE_MODULES = (
     "sandbox/bybit/catalogue.py",
     "sandbox/bybit/dialect.py",
     "sandbox/bybit/view.py",
-    "tests/judge.py",
+    "sandbox/judge.py",
+    "sandbox/proof.py",
 )
 IMPURE = re.compile(
     r"(asyncio|datetime|logging|pybit|redis|select|selectors|socket|ssl|subprocess|threading|time|websocket)(\..*)?"
@@ -65,11 +69,15 @@ LAYERS = {
     "callbacks": CALLBACKS,
     "ops": OPS,
     "main.py": MAIN,
+    "dashboard": TOOLS,
     "sandbox": TOOLS,
     "bench": TOOLS,
     "tests": TOOLS,
     "examples": TOOLS,
 }
+
+# Tools that use others: the page keeps books in sync as every consumer may, and its demo runs what make demo runs.
+USES = {("dashboard", "examples"), ("dashboard", "sandbox")}
 
 MAX_FILE, MAX_FUNCTION, MAX_ATTRIBUTES = 300, 50, 15  # lines, lines, names assigned on self
 
@@ -82,13 +90,14 @@ LITERALS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp
 MUTATOR = re.compile(
     "add|append(left)?|clear|discard|extend|insert|pop(item|left)?|remove|reverse|setdefault|sort|update"
 )
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}  # the calls that write to the log
 USERS = {"STREAMS"}  # the user's list: the program reads it, the user appends to it
 
 PRODUCT = sorted(
     path.relative_to(ROOT).as_posix()
     for path in chain(
         ROOT.glob("*.py"),
-        *(ROOT.glob(f"{folder}/**/*.py") for folder in ("callbacks", "conf", "relay", "ops", "sandbox")),
+        *(ROOT.glob(f"{folder}/**/*.py") for folder in ("callbacks", "conf", "dashboard", "relay", "ops", "sandbox")),
     )
 )
 
@@ -126,7 +135,7 @@ def layer(path):
 def may_import(path, other):
     top, other_top = path.split("/")[0], other.split("/")[0]
     if LAYERS[other_top] == TOOLS:
-        return top == other_top
+        return top == other_top or (top, other_top) in USES
     same = layer(path) == layer(other)
     return layer(path) > layer(other) or (same and (top == other_top or layer(path) == PURE))
 
@@ -231,6 +240,40 @@ def test_no_module_holds_mutable_state():
     assert complaints(lambda tree: mutable_state(tree, not_constant)) == set()
 
 
+def unnamed_arguments(tree):
+    """The calls of log.* whose arguments are not named: anything but a template and one dict, or a template that has
+    other placeholders than %(name)s, or names what the dict does not have.
+    """
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name("log"), attr=level), args=args) if level in LEVELS:
+                template, *fields = args[level == "log" :]
+                names = placeholders(template)
+                if names is None or len(fields) > 1 or (names and not fields):
+                    yield f"unnamed arguments of {ast.unparse(node)}"
+                elif fields and isinstance(fields[0], ast.Dict):
+                    given = {key.value for key in fields[0].keys if isinstance(key, ast.Constant)}
+                    if not given or not given >= names:
+                        yield f"missing names of {ast.unparse(node)}"
+                elif fields and not isinstance(fields[0], ast.Name | ast.Attribute | ast.BinOp):
+                    yield f"no dict in {ast.unparse(node)}"
+
+
+def placeholders(template):
+    """The names in a template; None: it has something else than %(name)s in it, or is put together."""
+    if isinstance(template, ast.Name):
+        return set()
+    if not isinstance(template, ast.Constant):
+        return None
+    rest = re.sub(r"%\((\w+)\)[.\d]*[a-z]|%%", "", template.value)
+    return None if "%" in rest else set(re.findall(r"%\((\w+)\)", template.value))
+
+
+def test_each_line_of_the_log_names_its_arguments():
+    """So that LOG_FORMAT=json has fields, and an event that does not change with them."""
+    assert {found for found in complaints(unnamed_arguments) if not found.startswith("sandbox/")} == set()
+
+
 # The rules themselves.
 
 
@@ -266,6 +309,8 @@ def test_what_is_impure(source, found):
         ("relay/bybit/connection.py", "sandbox/bybit/dialect.py", False),
         ("sandbox/bybit/server.py", "sandbox/bybit/dialect.py", True),
         ("sandbox/bybit/server.py", "tests/conftest.py", False),
+        ("dashboard/__main__.py", "examples/synced.py", True),
+        ("sandbox/demo.py", "dashboard/__main__.py", False),
     ],
 )
 def test_what_may_import_what(path, other, allowed):
@@ -306,3 +351,26 @@ class C:
         for self.g in []: pass
 """
     assert attributes(ast.parse(source).body[0]) == {"a", "b", "c", "d", "g"}
+
+
+@pytest.mark.parametrize(
+    ("source", "allowed"),
+    [
+        ("log.info('All is well')", True),
+        ("log.info('Lost %(reason)s', {'reason': reason})", True),
+        ("log.info('Lost %(reason)s', {'reason': reason, 'kind': kind})", True),
+        ("log.log(level, '%(seconds).1f s, 100 %%', {'seconds': seconds})", True),
+        ("log.info('Lost %(reason)s', fields)", True),
+        ("log.info('Lost %s', reason)", False),
+        ("log.info('Lost %s', {'reason': reason})", False),
+        ("log.info('Lost %(reason)s', {'why': reason})", False),
+        ("log.info('Lost %(reason)s')", False),
+        ("log.info('All is well', {})", False),
+        ("log.info(f'Lost {reason}')", False),
+        ("log.info('Lost %(reason)s', reason())", False),
+        ("log.log(level, '%s', reason)", False),
+        ("log.exception('%s and %s', one, two)", False),
+    ],
+)
+def test_what_names_its_arguments(source, allowed):
+    assert (list(unnamed_arguments(ast.parse(source))) == []) is allowed

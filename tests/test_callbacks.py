@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+import trustme
 from conftest import Subscriber, eventually
 from hypothesis import given
 from hypothesis import strategies as st
@@ -120,6 +121,21 @@ def test_all_share_one_publisher_that_is_made_from_the_settings():
     )
     assert process.stderr == ""
     assert process.stdout.split() == ["redis.example:6380", *(f"spot:цена_{name}" for name in (*NAMES, "status"))]
+
+
+def test_each_end_has_a_login_of_its_own():
+    code = (
+        "from callbacks import publisher; redis = publisher.new_connection(); print(redis.db, redis.certfile,"
+        "*redis.credential_provider.get_credentials());"
+        "sentinel = redis.endpoint._connect(host='h', port=1); print(sentinel.db, sentinel.certfile,"
+        "*sentinel.credential_provider.get_credentials())"
+    )
+    certificate = trustme.CA().issue_cert("collector").private_key_and_cert_chain_pem
+    with certificate.tempfile() as file:
+        settings = {"REDIS_SENTINELS": "h", "REDIS_DB": "2", "REDIS_SSL": "True", "REDIS_SSL_CERT": file}
+        settings |= {"REDIS_USERNAME": "u", "REDIS_PASSWORD": "p", "REDIS_SENTINEL_PASSWORD": "s"}
+        printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=os.environ | settings, text=True)
+    assert printed.splitlines() == [f"2 {file} u p", f"0 {file} s"]
 
 
 BY_SYMBOL = """

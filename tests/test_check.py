@@ -1,6 +1,7 @@
 """--check: streams that behave in every way, and the real program between a stand-in for Bybit and a real Redis."""
 
 import functools
+import tempfile
 import threading
 
 import pytest
@@ -14,9 +15,10 @@ from ops.table import WIDTH
 from ops.trials import Outcome, bybit_rows
 from relay.bybit.exchange import Exchange
 from relay.kinds import ORDERBOOK, TICKER, TRADES, carries
+from relay.redis.endpoint import Hosts
 from relay.redis.publisher import Publisher
 from sandbox.bybit import Bybit, Script
-from sandbox.redis import free_port
+from sandbox.redis import LocalRedis, free_port
 
 ADDRESS = "wss://stream-testnet.bybit.com"
 
@@ -185,6 +187,19 @@ def test_a_name_that_no_host_can_have_is_named(capsys):
     code = run_check([], Exchange("linear", testnet=True, sink=None), Publisher("redis..local", 6379), [], ("a", "b"))
     assert code == 1
     assert table(capsys.readouterr().out)["Redis"].startswith("FAILED redis..local:6379: ")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_redis_at_a_unix_socket_is_asked_there(capsys, there):
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/redis.sock"
+        publisher = Publisher(endpoint=Hosts([(path, 0)]), password="word")
+        with LocalRedis(password="word", config=[f"unixsocket {path}"] if there else []):
+            code = run_check([], Exchange("linear", testnet=True, sink=None), publisher, ["test:a"], ("a", "b"))
+        found = table(capsys.readouterr().out)["Redis"]
+        assert code == (0 if there else 1)
+        told = f"ok unix:{path}, " if there else f"FAILED unix:{path}: Error 2: No such file or directory"
+        assert found.startswith(told)
 
 
 # The real program.

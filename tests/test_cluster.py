@@ -9,16 +9,16 @@ from programs import CHANNELS, by_topic
 from topology import Cluster
 
 from ops.check import run_check
-from ops.instances import run_instances
-from ops.status import run_status
+from ops.reader import Place
+from ops.status import asked, single
 from relay.bybit.exchange import Exchange
 from relay.redis.cluster import NO_LEASE, Nodes
 from relay.redis.endpoint import Hosts
 from relay.redis.link import Timeouts
 from relay.redis.pipeline import Refused, Unavailable
 from relay.redis.publisher import Publisher
-from relay.redis.resp import ReplyError
-from relay.redis.state import place, read_hash
+from relay.redis.resp import Query, ReplyError
+from relay.redis.state import ask, place
 from sandbox.bybit import Bybit
 
 PASSWORD = "secret"
@@ -26,6 +26,10 @@ CHANNEL = "test:a"
 DATA = {f"stream:bybit_{name}" for name in CHANNELS.values()}
 QUICK = Timeouts(reply=1.0, probe=0.1)
 FIELDS = {"Trades": json.dumps({"up": True, "ts": 1})}
+
+
+def read_hash(connect, key):
+    return ask(connect, [Query(print, "HGETALL", key)], {})[0]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,19 @@ def test_what_one_node_gets_reaches_the_subscribers_of_all(cluster):
             assert numbers(subscriber) == list(range(3000))
 
 
+def test_all_subscribers_hear_that_the_collector_lives(cluster):
+    first, second, third = cluster.nodes
+    status = "stream:bybit_status"
+    with (
+        Subscriber(first, status) as a,
+        Subscriber(second, status) as b,
+        Subscriber(third, status) as c,
+        Running(second) as publisher,
+    ):
+        publisher.beat(up=4, streams=4)
+        eventually(lambda: len(a.beats) == len(b.beats) == len(c.beats) == 1)
+
+
 def test_a_node_that_is_cut_off_from_the_others_gets_nothing_more(cluster, caplog):
     """The backlog keeps it. What it got before it noticed waits in its links to the others."""
     first, second, third = cluster.nodes
@@ -99,6 +116,22 @@ def test_a_node_that_is_cut_off_from_the_others_gets_nothing_more(cluster, caplo
             third.resume()
         eventually(lambda: numbers(subscriber)[-1:] == [199], 20)
         assert sorted(set(numbers(subscriber))) == list(range(200))
+
+
+def test_another_database_than_the_one_of_a_cluster_is_refused_at_the_start(cluster):
+    publisher = Publisher(endpoint=Hosts([cluster.nodes[0].address]), password=PASSWORD, db=3)
+    publisher.start()
+    reason = eventually(lambda: publisher.fatal)
+    assert reason.startswith(f"Redis at 127.0.0.1:{cluster.nodes[0].port}: REDIS_DB: ")
+    assert reason.endswith(" (a Cluster has database 0 only)")
+    publisher.stop(time.monotonic() + 1)
+
+
+def test_a_database_that_a_server_does_not_have_is_refused_at_the_start(redis_server):
+    publisher = Publisher("127.0.0.1", redis_server.port, db=16)
+    publisher.start()
+    assert "REDIS_DB: DB index is out of range" in eventually(lambda: publisher.fatal)
+    publisher.stop(time.monotonic() + 1)
 
 
 # A line each: id, address, flags, master, ping, pong, epoch, link, slots.
@@ -182,15 +215,17 @@ def test_the_state_is_written_where_its_slot_is_and_read_from_anywhere(cluster, 
     assert not [record for record in caplog.records if record.levelname != "INFO"]
 
 
-def test_the_status_is_there_whatever_node_is_asked(cluster, capsys):
+def test_the_status_is_there_whatever_node_is_asked(cluster):
     key = cluster.key_of(cluster.nodes[2], "test:status")
     fields = {"Trades": json.dumps({"up": True, "ts": round(time.time() * 1000)})}
     with Running(cluster.nodes[0], state_key=key) as publisher:
         publisher.set_state(fields)
         eventually(lambda: read_hash(publisher.new_connection, key))
         for node in cluster.nodes:
-            assert run_status(Publisher(*node.address, password=PASSWORD, state_key=key)) == 0
-            assert "Trades  up" in capsys.readouterr().out
+            place = Place([node.address], login=(None, PASSWORD))
+            report = asked(place, lambda reader: single(reader, key))
+            assert report.code == 0, report.lines
+            assert report.lines[1].split()[:2] == ["Trades", "up"]
 
 
 def test_when_the_node_of_the_state_dies_its_replica_gets_it_and_messages_flow_meanwhile(caplog):
@@ -227,7 +262,7 @@ def test_where_a_slot_is(cluster):
 # Leader and standby.
 
 
-def test_a_lease_is_refused(cluster, program, capsys):
+def test_a_lease_is_refused(cluster, program):
     nodes = Nodes()
     nodes.begin(True)
     with pytest.raises(Refused):
@@ -237,9 +272,6 @@ def test_a_lease_is_refused(cluster, program, capsys):
     assert collector.wait()[0] == 2
     sentence = f"Redis at 127.0.0.1:{cluster.nodes[0].port}: {NO_LEASE}"
     assert collector.lines("ERROR") == [("MainThread", f"Cannot start: {sentence}")]
-    elsewhere = next(node for node in cluster.nodes if node is not cluster.owner("lease_instances"))
-    assert run_instances(Publisher(*elsewhere.address, password=PASSWORD), "lease", "state") == 1
-    assert NO_LEASE in capsys.readouterr().out
 
 
 def test_the_check_says_that_a_lease_is_refused(cluster, capsys):

@@ -477,7 +477,7 @@ def test_redis_py_lets_us_use_its_socket(parser, login, redis_server, locked_red
 @pytest.mark.parametrize("kind", [redis.Connection, redis.SSLConnection])
 def test_redis_py_looks_at_host_and_port_when_it_connects_and_only_in_connect(kind, redis_server):
     """Whatever makes it connect: connect(), or a command after disconnect(). The timeout is looked at then, too."""
-    where, calls = "relay/redis/endpoint.py _Dialled", []
+    where, calls = "relay/redis/dial.py _Dialled", []
 
     class Elsewhere(kind):
         def _connect(self):
@@ -495,6 +495,33 @@ def test_redis_py_looks_at_host_and_port_when_it_connects_and_only_in_connect(ki
         assert calls == [3, 3], redis_py("it does not connect in _connect()", where)
     finally:
         connection.disconnect()
+
+
+def test_redis_py_asks_for_the_login_whenever_it_connects_and_sends_none_for_an_empty_one():
+    where, logins = "relay/redis/login.py", [("word",), ()]
+
+    class Provider(redis.CredentialProvider):
+        def get_credentials(self):
+            return logins.pop(0)
+
+    with LocalRedis(password="word") as server:
+        options = {"protocol": 2, "driver_info": None, "credential_provider": Provider()}
+        connection = redis.Connection("127.0.0.1", server.port, **options)
+        try:
+            connection.connect()
+            connection.disconnect()
+            connection.send_command("PING")
+            with pytest.raises(redis.AuthenticationError, match="Authentication required"):
+                connection.read_response()
+            assert logins == [], redis_py("it does not ask for the login again", where)
+        finally:
+            connection.disconnect()
+
+
+@pytest.mark.parametrize("name", ["path", "_host_error"])
+def test_redis_py_has_the_path_of_a_unix_socket_in_one_place(name):
+    found = hasattr(redis.UnixDomainSocketConnection(path="/a"), name)
+    assert found, redis_py(f"{name} is gone", "relay/redis/dial.py _Unix")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from conftest import eventually
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conf.settings import load
+from conf.rules import load
 from sandbox.bybit import Bybit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,7 +120,7 @@ def test_the_settings_that_are_installed_mean_the_same_to_systemd_and_to_the_pro
     settings = [line for line in lines if line and not line.startswith("#")]
     assert settings == [line for line in example if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Z_]+=[^\s\"'\\#$]*", line) for line in settings)
-    assert "'single quotes'" in lines[0]
+    assert '"double quotes"' in lines[0]
 
 
 def test_make_install_again_upgrades_and_keeps_what_is_the_users(staged):
@@ -232,9 +232,15 @@ def test_make_install_names_no_systemctl_where_there_is_none(installing):
     fake.parent.mkdir(parents=True)
     fake.write_text(f'#!/bin/sh\n[ "$1" = -m ] || exec {sys.executable} "$@"\n', encoding="utf-8")
     fake.chmod(0o755)
+    variables["SYSCONFDIR"].mkdir()
+    modes = {"a.env": 0o600, "b.env": 0o640, "c.env": 0o604, "notes": 0o600}
+    for name, mode in modes.items():
+        (variables["SYSCONFDIR"] / name).touch(mode)
     said = make("install", **variables | {"SYSTEMCTL": ""}, HIDDEN="/nowhere").stdout
     assert "systemctl" not in said
     assert "no systemd here" in said
+    now = {name: stat.S_IMODE((variables["SYSCONFDIR"] / name).stat().st_mode) for name in modes}
+    assert now == modes | {"a.env": 0o640}, "the collector may read what systemd read for it"
 
 
 def test_make_install_makes_what_the_units_start(installing):
@@ -291,35 +297,74 @@ def test_make_install_can_be_had_from_the_makefile():
 def test_make_alone_prints_the_targets():
     printed = run(tool("make"), cwd=ROOT).stdout
     assert printed == run(tool("make"), "help", cwd=ROOT).stdout
-    for target in ("run", "demo", "test", "bench", "soak", "install", "uninstall", "lock", "audit", "clean"):
+    for target in ("run", "demo", "sandbox", "test", "bench", "soak", "install", "uninstall", "lock", "audit", "clean"):
         assert re.search(rf"^make {target}  ", printed, re.MULTILINE)
     assert max(map(len, printed.splitlines())) <= 100
 
 
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with as much of the repository as make looks at, without a virtual environment."""
+    for name in ("Makefile", "deploy/install.mk", "requirements.txt", "constraints.txt", "sandbox/requirements.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def python_that(path, script):
+    """A program of this path in place of a Python."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
 @pytest.mark.parametrize("python", ["old-python", "no-such-python"])
-def test_a_python_that_is_too_old_is_one_sentence_and_leaves_no_virtual_environment(tmp_path, python):
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "deploy").mkdir()
-    shutil.copy(DEPLOY / "install.mk", tmp_path / "deploy")
-    (tmp_path / "requirements.txt").touch()
-    (tmp_path / "constraints.txt").touch()
-    (tmp_path / "sandbox").mkdir()
-    (tmp_path / "sandbox" / "requirements.txt").touch()
-    old = tmp_path / "old-python"
-    old.write_text("#!/bin/sh\nexit 1\n")  # as a Python before 3.11 answers when asked for its version
-    old.chmod(0o755)
+def test_a_python_that_is_too_old_is_one_sentence_and_leaves_no_virtual_environment(checkout, python):
+    old = python_that(checkout / "old-python", "exit 1")  # as one before 3.11 answers when asked for its version
     named = str(old) if python == "old-python" else python
-    made = subprocess.run(
-        [tool("make"), "--no-print-directory", "demo", f"PYTHON={named}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    made = run(tool("make"), "--no-print-directory", "demo", f"PYTHON={named}", check=False, cwd=checkout)
     assert made.returncode == 2
-    assert made.stdout.startswith(f"Python 3.11 or newer is needed; {named} is not: apt-get install")
-    assert len(made.stdout.splitlines()) == 1
-    assert not (tmp_path / ".venv").exists()
+    said = made.stdout.splitlines()
+    assert said[0].startswith(f"Python 3.11 or newer is needed; {named} is not: apt-get install")
+    assert [line.startswith("make: ***") for line in said] == [False, True]
+    assert not (checkout / ".venv").exists()
+
+
+def test_without_any_python_that_is_new_enough_make_says_so(checkout):
+    """None is named, and those in PATH are too old."""
+    for name in ("python3", "python3.14", "python3.13", "python3.12", "python3.11"):
+        python_that(checkout / "bin" / name, "exit 1")
+    path = f"{checkout / 'bin'}:{os.environ['PATH']}"
+    made = run(tool("make"), "--no-print-directory", "demo", check=False, cwd=checkout, env={"PATH": path})
+    assert made.stdout.startswith("Python 3.11 or newer is needed: apt-get install python3 python3-venv")
+    assert not (checkout / ".venv").exists()
+
+
+def test_the_collector_itself_says_that_a_python_is_too_old():
+    """Who starts it without make."""
+    start = "import runpy, sys; sys.version_info = (3, 10, 13); runpy.run_path('main.py', run_name='__main__')"
+    ended = run(sys.executable, "-c", start, check=False, cwd=ROOT)
+    assert ended.returncode == 2
+    assert re.fullmatch(r"Cannot start: Python 3.11 or newer is needed, this is \S+\n", ended.stdout)
+
+
+def test_who_names_another_python_gets_a_virtual_environment_of_it(checkout):
+    """Also where there is one. Who names the same one, or none, keeps what there is."""
+    python_that(checkout / ".venv/bin/python", "echo /usr 3 11 2")
+    same = python_that(checkout / "same", "echo /usr 3 11 2")
+    other = python_that(checkout / "other", "echo /usr 3 13 0")
+    for stamp in ("python.stamp", "run.stamp"):
+        (checkout / ".venv" / stamp).touch()
+
+    def made(*arguments, **env):
+        return run(tool("make"), "--dry-run", "run", *arguments, cwd=checkout, env=env).stdout
+
+    assert f"{other} -m venv --clear .venv" in made(f"PYTHON={other}")
+    assert f"{other} -m venv --clear .venv" in made(PYTHON=str(other))
+    for unchanged in (made(f"PYTHON={same}"), made()):
+        assert "-m venv" not in unchanged
+        assert "main.py" in unchanged
 
 
 def test_the_install_script_is_clean():
@@ -339,10 +384,18 @@ def test_the_template_differs_in_nothing_but_the_settings_file():
     assert len(single) == len(template)
     differing = [(one, other) for one, other in zip(single, template, strict=True) if one != other]
     names = [one.split("=")[0] for one, _ in differing]
-    assert names == ["Description", "AssertPathExists", "EnvironmentFile"]
+    assert names == ["Description", "AssertPathExists", "EnvironmentFile", "Environment"]
     assert [other for one, other in differing[1:]] == [
         one.replace("/collector.env", "/%i.env") for one, _ in differing[1:]
     ]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_file_of_a_unit_is_the_one_that_a_reload_reads_again(unit):
+    lines = unit_lines(unit)
+    [file] = [line.removeprefix("EnvironmentFile=") for line in lines if line.startswith("EnvironmentFile=")]
+    assert f"Environment=ENV_FILE={file}" in lines
+    assert "ExecReload=/bin/kill -HUP $MAINPID" in lines
 
 
 def test_the_units_leave_room_for_the_buffer():
@@ -583,7 +636,7 @@ def test_the_dockerfile_has_what_a_container_needs():
     assert [rest for name, rest in lines if name == "FROM"] == ["${PYTHON_IMAGE} AS build", "${PYTHON_IMAGE}"]
     last = dict(lines[max(number for number, (name, _) in enumerate(lines) if name == "FROM") :])
     assert json.loads(last["CMD"]) == ["/app/.venv/bin/python", "main.py"]
-    assert json.loads(last["HEALTHCHECK"].partition("CMD ")[2]) == [*json.loads(last["CMD"]), "--status"]
+    assert json.loads(last["HEALTHCHECK"].partition("CMD ")[2]) == [*json.loads(last["CMD"]), "--status", "ready"]
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last["USER"])
     assert "RUN" not in last
     assert last["COPY"] == "--from=build /app /app"
@@ -677,9 +730,13 @@ def test_the_redis_of_the_composition_is_used_whatever_the_users_settings_say(fi
     users += (
         "REDIS_USERNAME=u\nREDIS_PASSWORD=p\nREDIS_SSL=True\nREDIS_SENTINEL_USERNAME=u\nREDIS_SENTINEL_PASSWORD=p\n"
     )
+    users += "REDIS_SSL_CA=/ca\nREDIS_SSL_CERT=/c\nREDIS_SSL_KEY=/k\nREDIS_UNIX_SOCKET=/s\nREDIS_PASSWORD_FILE=/p\n"
+    users += "REDIS_URL=rediss://u:p@other/5\nREDIS_SENTINEL_PASSWORD_FILE=/p\n"
     used = load(given, users)
-    assert (used.redis_host, used.redis_sentinels) == ((("redis", 6379),), ())
+    assert (used.redis_host, used.redis_sentinels, used.redis_url) == ((("redis", 6379),), (), None)
     assert (used.redis_db, used.redis_username, used.redis_password, used.redis_ssl) == (0, None, None, False)
+    assert not used.redis_password_file + used.redis_sentinel_password_file + used.redis_unix_socket + used.redis_ssl_ca
+    assert used.warnings == ()
 
 
 @pytest.mark.timeout(600)

@@ -134,7 +134,7 @@ def test_each_line_of_the_program_is_in_the_log_table():
     table = plain(" | ".join(log_lines()))
     missing = []
     for text in logged():
-        parts = [plain(part).split() for part in re.split(r"%[\d.]*[a-z]", text)]
+        parts = [plain(part).split() for part in re.split(r"%(?:\(\w+\))?[\d.]*[a-z]", text)]
         words = next((part for part in parts if len(part) > 2), max(parts, key=len))
         # Its first part that tells something begins so in the table, which may break off earlier with a …
         if " ".join(words[:3]) not in table and " ".join([*words[:2], "…"]) not in table:

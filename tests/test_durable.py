@@ -204,7 +204,7 @@ def test_a_redis_that_needs_replicas_gets_the_messages_when_it_has_them(own_redi
         client.config_set("min-replicas-to-write", 1)
         with Running(own_redis, stream_maxlen=1000) as publisher:
             publisher.send(1, 2)
-            eventually(lambda: publisher._loop._log._lost_at is not None)
+            eventually(lambda: publisher.outages.since is not None)
             assert subscriber.messages == []
             client.config_set("min-replicas-to-write", 0)
             eventually(lambda: publisher.published == 2)

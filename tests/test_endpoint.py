@@ -10,7 +10,8 @@ import redis
 from conftest import Subscriber, eventually
 from topology import Replicated
 
-from relay.redis.endpoint import Hosts, Sentinels, connections, located, named, settle
+from relay.redis.dial import connections, located, settle
+from relay.redis.endpoint import Hosts, Sentinels, named
 from relay.redis.lease import Lease
 from relay.redis.link import Timeouts
 from relay.redis.listener import Listener, Replies
@@ -68,6 +69,30 @@ class Running:
 
 
 # Fixed addresses.
+
+
+def test_a_host_that_refuses_the_password_is_passed_over_at_the_start(own_redis):
+    with LocalRedis(password="p") as other:
+        hosts = Hosts([(HOST, other.port), (HOST, own_redis.port)])
+        with Subscriber(own_redis, CHANNEL) as subscriber, Running(hosts) as publisher:
+            publisher.publish(CHANNEL, b"1")
+            eventually(lambda: subscriber.of(CHANNEL) == [b"1"])
+            assert publisher.fatal is None
+
+
+def test_hosts_that_all_refuse_the_password_are_fatal_at_the_start():
+    with LocalRedis(password="p") as first, LocalRedis(password="q") as second:
+        with Running(Hosts([(HOST, first.port), (HOST, second.port)]), password="wrong") as publisher:
+            eventually(lambda: publisher.fatal)
+        assert f"Redis {HOST}:{first.port}, {HOST}:{second.port}: " in publisher.fatal
+
+
+def test_a_host_that_is_away_may_still_let_it_in(caplog):
+    with LocalRedis(password="p") as first:
+        hosts = Hosts([dead(), (HOST, first.port)])
+        with Running(hosts, password="wrong") as publisher:
+            eventually(lambda: "still unavailable" in caplog.text)
+            assert publisher.fatal is None
 
 
 def test_how_addresses_are_named():

@@ -421,6 +421,14 @@ def test_a_program_can_be_told_its_topics(example, redis_server):
         assert b"publicTrade.BTCUSDT: a topic of this program begins with" in process.stdout.read()
 
 
+def test_a_program_whose_reader_has_enough_ends(example, redis_server):
+    """Such as head."""
+    process = example("ticker.py", server=redis_server)
+    eventually(lambda: process.stdout.read())
+    process.stdout.close()
+    assert process.wait(10) == 0
+
+
 @pytest.mark.parametrize("name", ["orderbook.py", "ticker.py", "recorder.py"])
 def test_help_says_what_the_example_does(name):
     command = [sys.executable, f"examples/{name}", "--help"]

@@ -9,7 +9,8 @@ from failover import Switch
 from test_publisher import Running, numbers
 from topology import HASTE, USUAL, Replicated
 
-from relay.redis.endpoint import Hosts, located
+from relay.redis.dial import located
+from relay.redis.endpoint import Hosts
 from relay.redis.link import Timeouts
 from relay.redis.pending import Pending
 from relay.redis.publisher import Publisher

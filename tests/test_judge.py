@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judge import Findings, backward, judge, longest_silence
 
 from sandbox.bybit.feeds import new_feed
 from sandbox.bybit.market import Market, instrument
 from sandbox.bybit.script import Knobs
 from sandbox.bybit.view import View
+from sandbox.judge import Findings, backward, judge, longest_silence
 
 BOOK, TRADES, TICKER = "orderbook.50.BTCUSDT", "publicTrade.BTCUSDT", "tickers.BTCUSDT"
 TOPICS = {

@@ -11,9 +11,10 @@ import redis
 from conftest import Subscriber, eventually
 
 from relay.redis import registry
-from relay.redis.leadership import Leadership
+from relay.redis.leadership import CLOSES, Leadership
 from relay.redis.lease import TTL, Lease
 from relay.redis.link import Timeouts
+from relay.redis.member import Troubles
 from relay.redis.pending import Pending
 from relay.redis.publisher import Publisher
 from relay.redis.watch import Watch
@@ -54,7 +55,7 @@ class Instance:
 
     def stops(self):
         if self.relieved is None:
-            self.relieved = self.leadership.stop()
+            self.relieved = self.leadership.stop(time.monotonic() + 4)
             self.publisher.stop(time.monotonic() + ENDS)
             self.leadership.close()
             assert not self.leadership._thread.is_alive()
@@ -175,7 +176,7 @@ def test_a_leader_that_stops_hands_over_what_it_did_not_publish(pair, consumer):
 def test_without_a_ready_standby_a_leader_publishes_until_its_end(own_redis, consumer):
     with Instance(own_redis, "a") as a, Instance(own_redis, "b", ready=False):
         eventually(lambda: a.leads and "b" in entries(own_redis))
-        assert a.leadership.stop() is False
+        assert a.leadership.stop(time.monotonic() + 4) is False
         a.receives(1)
         eventually(lambda: "1" in received(consumer))
         a.publisher.stop(time.monotonic() + ENDS)
@@ -183,6 +184,19 @@ def test_without_a_ready_standby_a_leader_publishes_until_its_end(own_redis, con
         a.relieved = False
         eventually(lambda: events(consumer) and events(consumer)[-1]["instance"] == "b")
         assert "a" not in entries(own_redis)
+
+
+def test_the_end_does_not_wait_for_a_thread_that_hangs(own_redis, monkeypatch):
+    released = threading.Event()
+    with Instance(own_redis, "a") as a:
+        eventually(lambda: a.leads)
+        monkeypatch.setattr(a.leadership, "_turn", lambda: released.wait(10))
+        time.sleep(0.2)  # it is there
+        began = time.monotonic()
+        assert a.leadership.stop(began + 0.3) is False
+        a.leadership.close()
+        assert time.monotonic() - began < 0.3 + CLOSES + 2
+        released.set()
 
 
 def test_a_standby_that_stops_is_relieved_and_forgotten(pair, own_redis):
@@ -741,3 +755,12 @@ def test_a_watch_reads_whatever_the_chunks(own_redis):
             eventually(lambda: watch.read(0.1))
         watch.close()
         assert not watch.is_open
+
+
+def test_a_trouble_that_comes_again_and_again_is_worth_one_traceback(caplog):
+    troubles = Troubles()
+    for number in range(20):
+        troubles.report("redis", f"Internal error: {number}", cause=ValueError(number))
+        troubles.report("redis", None)
+    assert [bool(record.exc_info) for record in caplog.records].count(True) == 1
+    assert len(caplog.records) == 20

@@ -1,12 +1,13 @@
 """Log once, and text from the network on one line."""
 
+import json
 import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.log import LIMIT, LogOnce, shorten
+from relay.log import FEW, LIMIT, Grouped, LogOnce, Names, shorten
 
 
 def test_a_kind_is_first_once():
@@ -70,3 +71,16 @@ def test_kinds_of_any_length_take_little_memory():
         tracemalloc.stop()
     assert kept < 1 << 20
     assert not log_once.first("unknown topic", "7" + "x" * (1 << 20))
+
+
+def test_of_many_names_a_sentence_has_a_few():
+    assert str(Names("a", FEW)) == "a"
+    assert str(Names("abcd", FEW)) == "a, b, c, d"
+    assert str(Names("abcdef", FEW)) == "a, b, c, d and 2 more"
+    assert str(Names("abcdef")) == "a, b, c, d, e, f"
+    assert list(Names("abcdef", FEW)) == list("abcdef")
+
+
+def test_a_number_is_grouped_in_a_sentence_only():
+    assert str(Grouped(12345)) == "12,345"
+    assert json.dumps(Grouped(12345)) == "12345"

@@ -12,6 +12,7 @@ from contextlib import suppress
 import pytest
 from conftest import Subscriber, eventually
 from programs import ROOT, by_topic, channel_of, topic_of
+from recording import write
 
 from sandbox.bybit import Bybit
 from sandbox.redis import LocalRedis, free_port
@@ -50,11 +51,22 @@ def flush(redis, subscriber):
     return data(subscriber)
 
 
-def recorded():
-    """The data frames of the recording by topic, as bytes and in order."""
-    if not FRAMES.exists():
-        pytest.skip(f"{FRAMES} is not on this machine")
-    texts = [line.partition(b"\t")[2] for line in FRAMES.read_bytes().split(b"\n")]
+@pytest.fixture
+def made_up(tmp_path):
+    return write(tmp_path / "frames.tsv")
+
+
+@pytest.fixture(params=["made up", "real"])
+def recording(request, made_up):
+    """The file of a recording."""
+    if request.param == "real" and not FRAMES.exists():
+        pytest.skip("there is no recording of Bybit beside the repository; the made-up one is tested")
+    return FRAMES if request.param == "real" else made_up
+
+
+def recorded(path):
+    """The data frames of a recording by topic, as bytes and in order."""
+    texts = [line.partition(b"\t")[2] for line in path.read_bytes().split(b"\n")]
     return by_topic(text for text in texts if b'"topic"' in text)
 
 
@@ -80,15 +92,15 @@ def check_prefix(messages, sent, prefix="stream:bybit"):
         assert got[topic] == payloads[: len(got[topic])], f"{topic} did not come as it was sent"
 
 
-def test_a_recording_of_bybit_arrives_byte_for_byte(program):
+def test_a_recording_of_bybit_arrives_byte_for_byte(program, recording):
     """Every frame, in order, once, on the right channel, nothing else; and the log says little, the password never."""
-    expected = recorded()
+    expected = recorded(recording)
     symbols = sorted({topic.rpartition(".")[2] for topic in expected})
     password = "pässwörd 'of' \"${HOME}\" #1"
     with (
         LocalRedis(password=password) as redis,
         Subscriber(redis, "stream:bybit_*", "mark") as subscriber,
-        Bybit(replay=FRAMES, speed=0) as bybit,
+        Bybit(replay=recording, speed=0) as bybit,
     ):
         collector = program(redis, bybit, ORDERBOOK_DEPTH=200, SYMBOLS=",".join(symbols))
         total = sum(map(len, expected.values()))
@@ -205,10 +217,10 @@ def test_a_redis_that_hangs_costs_the_messages_and_a_second_signal_ends_it_at_on
     assert seconds < STOP / 2
 
 
-def test_what_must_be_left_behind_is_counted_and_makes_the_exit_code(program):
+def test_what_must_be_left_behind_is_counted_and_makes_the_exit_code(program, made_up):
     """Redis is not there at all: five seconds for it to come, then 1 and the number."""
-    frames = sum(map(len, recorded().values()))
-    with Bybit(replay=FRAMES, speed=0) as bybit:
+    frames = sum(map(len, recorded(made_up).values()))
+    with Bybit(replay=made_up, speed=0) as bybit:
         collector = program(bybit=bybit, REDIS_PORT=free_port(), ORDERBOOK_DEPTH=200, SYMBOLS="BTCUSDT,ETHUSDT")
         bybit.wait(lambda: sum(connection.count for connection in bybit.connections) > frames // 3, 20)
         code, seconds = collector.stop()
@@ -219,12 +231,12 @@ def test_what_must_be_left_behind_is_counted_and_makes_the_exit_code(program):
     assert 0 < int(left[1]) <= sent
 
 
-def test_redis_away_at_the_start_loses_nothing(program):
+def test_redis_away_at_the_start_loses_nothing(program, made_up):
     """It comes later than all of Bybit's messages, which wait for it."""
-    expected = recorded()
+    expected = recorded(made_up)
     total = sum(map(len, expected.values()))
     redis = LocalRedis()
-    with Bybit(replay=FRAMES, speed=0) as bybit:
+    with Bybit(replay=made_up, speed=0) as bybit:
         symbols = "BTCUSDT,ETHUSDT,SOLUSDT,DOGEUSDT"
         collector = program(redis, bybit, ORDERBOOK_DEPTH=200, SYMBOLS=symbols)
         collector.wait_for_log("Lost Redis at")
@@ -401,7 +413,7 @@ def test_the_trades_of_many_option_contracts_come_once(program, redis_server):
 
 
 def test_ctrl_c_in_the_middle_of_the_imports_prints_nothing(tmp_path):
-    (tmp_path / "dotenv.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    (tmp_path / "redis.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
     command = [sys.executable, "main.py"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)

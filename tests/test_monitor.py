@@ -5,19 +5,27 @@ import logging
 import math
 import socket
 import threading
-from collections import deque
+from collections import Counter, deque
 from types import SimpleNamespace
 
 import pytest
 
+from ops import VERSION
 from ops import monitor as module
-from ops.monitor import Monitor, Rates
+from ops import state as state_module
+from ops.monitor import Monitor
 from ops.rows import retire, rows
+from ops.state import MAX_TOLD, MORE, Losses, Rates, State
 from relay.stats import StreamStats, percentile
 from sandbox.bybit import Bybit, Script
 
 NOW = 1000.0
 SPECIAL = {"subscribed": 0, "connections": 2, "answered": False, "rejected": 1, "callback_failures": 1}
+
+
+def slots(*delays):
+    """Delays of the last second, and of those before the last ten."""
+    return deque([(NOW - 10.1, [9.9]), (NOW - 1, list(delays))])
 
 
 def row_of(stats, wanted=None):
@@ -37,17 +45,32 @@ def log_line(stats, rate, now):
 class Watched:
     """A monitor of streams and a publisher that do nothing by themselves; `states` is what it pushed."""
 
-    def __init__(self, monkeypatch, *names):
+    def __init__(self, monkeypatch, *names, pulse=""):
         monkeypatch.setattr(module, "monotonic", lambda: NOW)
         self.streams = {name: StreamStats(subscribed=1, connections=1, answered=True) for name in names}
         self.threads = {name: threading.current_thread() for name in names}
         self.states = []
-        self.publisher = SimpleNamespace(heartbeat_due=math.inf, backlog=7, set_state=self.states.append)
+        self.beats = []  # the events `alive`
+        self.publisher = SimpleNamespace(
+            heartbeat_due=math.inf,
+            backlog=7,
+            set_state=self.states.append,
+            published=5,
+            lost=0,
+            dropped=Counter(),
+            outages=SimpleNamespace(number=2, seconds=3.1415),
+            buffer=1000,
+            buffered_bytes=250,
+        )
         self.leadership = SimpleNamespace(heartbeat_due=math.inf)
         self.about = {"requests": 3}
         self.wanted, self.retired = {}, {}
-        about = (self.publisher, lambda: self.about, self.leadership, lambda: self.wanted, self.retired)
-        self.monitor = Monitor(self.streams, self.threads, *about)
+        self.state = State(self.publisher, lambda: self.about)
+        about = (self.state, self.leadership, lambda: self.wanted, self.retired, self.beat, pulse)
+        self.monitor = Monitor(self.streams, self.threads, self.publisher, *about)
+
+    def beat(self, *numbers):
+        self.beats.append(numbers)
 
     def ups(self):
         """`up` of each stream in the last state."""
@@ -62,7 +85,7 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch):
-    return lambda *names: Watched(monkeypatch, *names)
+    return lambda *names, **options: Watched(monkeypatch, *names, **options)
 
 
 @pytest.fixture
@@ -87,7 +110,7 @@ def systemd(tmp_path, monkeypatch):
 def test_percentiles_are_values_that_were_measured():
     assert percentile([], 0.5) is None
     assert percentile([3.0], 0.99) == 3
-    values = [float(number) for number in range(100, 0, -1)]
+    values = [float(number) for number in range(1, 101)]
     assert [percentile(values, share) for share in (0, 0.5, 0.99, 1)] == [1, 50, 99, 100]
 
 
@@ -101,6 +124,7 @@ def test_the_fields_of_a_stream_that_has_done_nothing():
         "messages": 0,
         "rate": 0.0,
         "connections": 0,
+        "reconnects": 0,
         "age": None,
         "delay_p50": None,
         "delay_p99": None,
@@ -115,6 +139,7 @@ def test_the_fields_of_a_busy_stream():
     stats = StreamStats(
         messages=12345,
         connections=3,
+        reconnects=2,
         last_message=NOW - 0.25,
         subscribed=20,
         rejected=1,
@@ -122,7 +147,7 @@ def test_the_fields_of_a_busy_stream():
         gaps=2,
         callback_failures=4,
         ignored=5,
-        delays=deque(number / 10_000 for number in range(1, 101)),
+        delays=slots(*(number / 10_000 for number in range(1, 101))),
     )
     assert state_fields(stats, 123.456, NOW, 1) == {
         "up": True,
@@ -133,6 +158,7 @@ def test_the_fields_of_a_busy_stream():
         "messages": 12345,
         "rate": 123.5,
         "connections": 3,
+        "reconnects": 2,
         "age": 0.25,
         "delay_p50": 0.005,
         "delay_p99": 0.0099,
@@ -173,9 +199,11 @@ def busy(**more):
 
 def test_an_entry_is_one_row_over_its_connections():
     streams = {
-        "Trades": busy(delays=deque([0.001] * 98), rejected=1),
+        "Trades": busy(delays=slots(*[0.001] * 98), rejected=1),
         "Ticker": busy(),
-        "Trades#2": busy(subscribed=7, delays=deque([0.005, 0.1]), last_message=NOW - 0.5, connections=3, gaps=2),
+        "Trades#2": busy(
+            subscribed=7, delays=slots(0.1, 0.005), last_message=NOW - 0.5, connections=3, reconnects=2, gaps=2
+        ),
     }
     wanted = {"Trades": 11, "Trades#2": 8, "Ticker": 10}
     trades, ticker = rows(streams, wanted, {}, NOW)
@@ -183,7 +211,7 @@ def test_an_entry_is_one_row_over_its_connections():
     fields = trades.fields(2.0, NOW, 1)
     assert (fields["up"], fields["topics"], fields["wanted"], fields["rejected"]) == (True, 17, 19, 1)
     assert (fields["messages"], fields["connections"], fields["gaps"], fields["age"]) == (200, 4, 2, 0.5)
-    assert (fields["delay_p50"], fields["delay_p99"]) == (0.001, 0.005)
+    assert (fields["delay_p50"], fields["delay_p99"], fields["reconnects"]) == (0.001, 0.005, 2)
 
 
 def test_an_entry_is_up_if_all_its_connections_are():
@@ -242,10 +270,10 @@ def test_an_entry_that_waits_for_the_list_delays_readiness_for_a_minute_at_most(
     assert "Streams without an answer of Bybit after 60 s: Trades" in caplog.messages
 
 
-def test_the_state_is_pushed_at_the_first_tick_and_then_every_five_seconds(watched):
+def test_the_state_is_pushed_at_the_first_tick_and_then_every_second(watched):
     run = watched("Trades", "Ticker")
-    pushed = [run.tick(number / 4) for number in range(44)]
-    assert [number / 4 for number, push in enumerate(pushed) if push] == [0, 5, 10]
+    pushed = [run.tick(number / 4) for number in range(12)]
+    assert [number / 4 for number, push in enumerate(pushed) if push] == [0, 1, 2]
     assert run.ups() == {"Trades": True, "Ticker": True}
 
 
@@ -266,11 +294,78 @@ def test_the_state_is_pushed_at_the_next_tick_when_a_stream_is_added(watched):
 
 
 def test_the_state_has_a_field_for_the_collector_as_a_whole(watched, monkeypatch):
-    monkeypatch.setattr(module, "time", lambda: 1.5)
+    monkeypatch.setattr(state_module, "time", lambda: 1.5)
     run = watched("Trades")
     run.tick(0)
     assert list(run.states[-1]) == ["Trades", "*"]
-    assert json.loads(run.states[-1]["*"]) == {"requests": 3, "ts": 1500}
+    assert json.loads(run.states[-1]["*"]) == {
+        "requests": 3,
+        "version": VERSION,
+        "started": 1500,
+        "interval": 1.0,
+        "published": 5,
+        "dropped": {},
+        "outages": 2,
+        "outage_seconds": 3.142,
+        "backlog_bytes": 250,
+        "buffer_bytes": 1000,
+        "buffer_share": 0.25,
+        "alive": True,
+        "ts": 1500,
+    }
+
+
+def test_losses_are_added_up_over_symbols_and_only_when_there_are_more(watched):
+    publisher = watched().publisher
+    losses = Losses(publisher, ("x:trades",))
+    publisher.dropped.update({"x:trades": 1, "x:trades:BTC": 2, "x:trades:ETH": 3, "x:ticker": 4, "my:BTC": 5})
+    assert losses.by_channel() == {}, "nobody says that there are any"
+    publisher.lost = 15
+    found = losses.by_channel()
+    assert found == {"x:trades": 6, "x:ticker": 4, "my:BTC": 5}
+    assert losses.by_channel() is found
+    publisher.dropped.update({f"my:{number}": 1 for number in range(2 * MAX_TOLD)})
+    publisher.lost = 15 + 2 * MAX_TOLD
+    found = losses.by_channel()
+    assert (len(found), sum(found.values())) == (MAX_TOLD + 1, publisher.lost)
+    assert found[MORE] == MAX_TOLD + 3
+
+
+def test_consumers_are_told_every_five_seconds_how_many_streams_are_up(watched):
+    run = watched("Trades", "Ticker")
+    run.streams["Ticker"].subscribed = 0
+    run.streams["Own"] = StreamStats(watched=False)
+    for number in range(44):
+        run.tick(number / 4)
+    assert run.beats == [(1, 2), (1, 2)]
+
+
+def test_the_pulse_file_is_touched_with_each_heartbeat_of_systemd(watched, systemd, tmp_path):
+    """And not while a thread is stuck."""
+    pulse = tmp_path / "pulse"
+    run = watched("Trades", pulse=str(pulse))
+    touched, told = [], []
+    for number in range(1, 5):
+        run.streams["Trades"].heartbeat_due = NOW - 60 if number == 3 else NOW + 100
+        run.tick(5 * number)
+        touched.append(pulse.exists())
+        told.append(any("WATCHDOG=1" in lines for lines in systemd()))
+        pulse.unlink(missing_ok=True)
+    assert touched == told == [True, True, False, True]
+
+
+def test_a_pulse_file_that_cannot_be_touched_is_logged_once_until_it_can(watched, tmp_path, caplog):
+    folder = tmp_path / "folder"
+    run = watched("Trades", pulse=str(folder / "pulse"))
+    run.tick(5)
+    run.tick(10)
+    [warning] = caplog.messages
+    assert warning.startswith("Cannot touch PULSE_FILE: ")
+    assert str(folder / "pulse") in warning
+    folder.mkdir()
+    run.tick(15)
+    assert (folder / "pulse").exists()
+    assert caplog.messages == [warning]
 
 
 def test_messages_alone_wait_for_the_next_regular_state(watched):
@@ -279,10 +374,10 @@ def test_messages_alone_wait_for_the_next_regular_state(watched):
     run.tick(0)
     run.streams["Trades"].messages = 100
     run.streams["Trades"].last_message = NOW + 1
-    assert not run.tick(1)
-    assert run.tick(5)
+    assert not run.tick(0.75)
+    assert run.tick(2)
     fields = json.loads(run.states[-1]["Trades"])
-    assert (fields["messages"], fields["rate"], fields["age"]) == (100, 20, 4)
+    assert (fields["messages"], fields["rate"], fields["age"]) == (100, 50, 1)
 
 
 def test_reading_makes_no_statistics(watched):
@@ -307,6 +402,15 @@ def test_each_stream_has_a_line_in_the_log_every_minute(watched, caplog):
         "Trades: 1,200 messages, 20.0/s, the last 0.5 s ago; 1 connection so far",
         "Ticker: 0 messages, 0.0/s, none yet; 1 connection so far",
     ]
+    named = caplog.records[0].args
+    assert {name: named[name] for name in ("stream", "messages", "rate", "age", "connections", "gaps")} == {
+        "stream": "Trades",
+        "messages": 1200,
+        "rate": 20,
+        "age": 0.5,
+        "connections": 1,
+        "gaps": 0,
+    }
     caplog.clear()
     run.streams["Trades"].messages += 60
     run.tick(119.9)
@@ -374,13 +478,16 @@ def test_a_stuck_stream_is_not_up_and_is_logged_once_as_is_its_end(watched, syst
     run.streams["Ticker"].heartbeat_due = NOW - 55
     run.tick(4.9)
     assert json.loads(run.states[-1]["Ticker"])["up"] is True
+    assert json.loads(run.states[-1]["*"])["alive"] is True
     assert not caplog.messages
     run.tick(5)
+    assert json.loads(run.states[-1]["*"])["alive"] is False
     run.tick(5.25)
     assert run.ups() == {"Trades": True, "Ticker": False}
     assert "STATUS=1 of 2 streams up, 0 messages, 7 buffered for Redis" in systemd()[-1]
     expected = "Stream Ticker is stuck: its thread is overdue by 60 s; does a call not return?"
     assert [(record.levelname, record.message) for record in caplog.records] == [("ERROR", expected)]
+    assert caplog.records[0].args["stream"] == "Ticker"
     caplog.clear()
     run.streams["Ticker"].heartbeat_due = NOW + 10
     run.tick(5.5)

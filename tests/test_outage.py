@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from vocabulary import TIMER, StandIn, Timeouts
 
-from conf.settings import load
+from conf.rules import load
 from relay.backoff import Backoff
 from relay.bybit.exchange import LOOK_AGAIN, NEW_CONNECTIONS_BURST, NEW_CONNECTIONS_RATE
 from relay.bybit.pacer import Pacer

@@ -10,7 +10,7 @@ from vocabulary import eventually
 
 from conf.plan import Plan
 from ops import reconciler as module
-from ops.reconciler import Reconciler, bounded
+from ops.reconciler import Reconciler
 from relay.bybit.client import Client
 from relay.bybit.exchange import Exchange
 from relay.errors import InvalidStream
@@ -368,9 +368,3 @@ def test_a_func_that_subscribes_to_something_else_than_its_kind_is_refused():
         InvalidStream, match=r"^its func subscribes to orderbook\.200\.BTCUSDT, and the kind of its @car"
     ):
         client.run()
-
-
-def test_what_is_logged_of_many_names_is_short():
-    assert bounded(["a"]) == "a"
-    assert bounded(list("abcd")) == "a, b, c, d"
-    assert bounded(list("abcdef")) == "a, b, c, d and 2 more"

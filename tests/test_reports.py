@@ -50,6 +50,18 @@ def test_a_reason_is_worth_a_traceback_once_however_many_outages_it_makes(redis_
     assert outage(ValueError("another"))
 
 
+def test_garbage_that_always_differs_is_worth_one_traceback(redis_log):
+    def outage(text):
+        try:
+            int(text)
+        except ValueError as error:
+            worth = redis_log.lost(error)
+        redis_log.back(0)
+        return worth
+
+    assert [outage(f"x{number}") for number in range(100)].count(True) == 1
+
+
 def test_reasons_that_always_differ_do_not_fill_the_log(redis_log, caplog):
     for number in range(100):
         redis_log.lost(redis.ConnectionError(f"reason {number}"))
@@ -91,3 +103,32 @@ def test_the_number_of_rejected_messages_is_logged_when_they_end_and_now_and_the
         rejects(5)
         assert at(301.0 + second) == []
     assert at(300.0 + EVERY) == [line.format(298)]
+
+
+def test_what_the_buffer_had_no_room_to_keep_is_logged_once_with_its_number(redis_log, pipeline, caplog, monkeypatch):
+    def at(now):
+        monkeypatch.setattr("relay.redis.reports.monotonic", lambda: now)
+        caplog.clear()
+        redis_log.update()
+        return [record.getMessage() for record in caplog.records]
+
+    def confirms(number):
+        for _ in range(number):
+            pipeline.backlog.append("a", b"x" * 100)
+            pipeline.take()
+            pipeline.receive(b":1\r\n")
+
+    pipeline.retains = True
+    assert at(100.0) == []
+    confirms(20)
+    assert pipeline.squeezed_out == 20 - pipeline.retained > 0
+    first = pipeline.squeezed_out
+    assert at(101.0) == []
+    line = "The buffer had no room to keep {} messages that Redis has confirmed, in case it fails over"
+    assert at(101.0 + QUIET) == [line.format(first)]
+    pipeline.verified()
+    confirms(3)
+    assert at(200.0) == at(200.0 + QUIET) == [], "there was room"
+    confirms(20)
+    assert at(203.0) == []
+    assert at(203.0 + QUIET) == [line.format(pipeline.squeezed_out - first)]

@@ -3,6 +3,7 @@ test_sandbox_dialect.py, its frames in test_sandbox_feeds.py."""
 
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from recording import write
 from websocket import WebSocketConnectionClosedException, create_connection
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 from websockets.sync.client import connect
@@ -21,7 +23,6 @@ from websockets.sync.client import connect
 from sandbox.bybit import DEFAULT_SYMBOLS, Bybit, Script
 
 ROOT = Path(__file__).resolve().parent.parent
-FRAMES = ROOT.parent / "shared" / "frames" / "linear-2026-08.tsv"
 CONTRACT = DEFAULT_SYMBOLS["option"][0]
 BOOK, TRADES, TICKER = "orderbook.50.BTCUSDT", "publicTrade.BTCUSDT", "tickers.BTCUSDT"
 
@@ -182,10 +183,9 @@ def test_unsubscribed_topics_fall_silent(serve, client):
 
 @pytest.mark.parametrize("speed", [0, 50])
 def test_a_replay_gives_each_connection_its_topics_in_file_order(serve, client, tmp_path, speed):
-    if not FRAMES.exists():
-        pytest.skip("the recorded frames are not beside the repository")
-    recorded = [line.split("\t")[1] for line in FRAMES.read_text().splitlines()]
-    bybit = serve(replay=FRAMES, speed=speed)
+    path = write(tmp_path / "frames.tsv")
+    recorded = [line.split("\t")[1] for line in path.read_text(encoding="utf-8").splitlines()]
+    bybit = serve(replay=path, speed=speed)
     wanted = ["orderbook.200.BTCUSDT", "publicTrade.SOLUSDT", "tickers.ETHUSDT"]
     websocket = client(bybit)
     ask(websocket, *wanted)
@@ -461,7 +461,9 @@ def test_the_command_starts_serves_and_stops(client, number):
             ask(websocket, "orderbook.50.PEPEUSDT")
             receive(websocket, 20)
             process.send_signal(number)
-            assert process.communicate(timeout=5) == ("", "")
+            sent, errors = process.communicate(timeout=5)
+            assert int(re.fullmatch(r"Sent (\d+) messages\n", sent)[1]) >= 20
+            assert errors == ""
         assert process.returncode == 0
 
 

@@ -245,9 +245,12 @@ def test_redis_and_command_end_with_a_killed_launcher(cli):
     eventually(lambda: not answers(port))
 
 
-def test_the_password_of_the_settings_is_the_servers(cli):
+@pytest.mark.parametrize("name", ["REDIS_PASSWORD", "REDIS_PASSWORD_FILE", "REDIS_URL"])
+def test_the_password_of_the_settings_is_the_servers(cli, tmp_path, name):
     port = free_port()
-    process = cli(REDIS_PORT=port, REDIS_PASSWORD="p w", REDIS_HOST="127.0.0.1")
+    (tmp_path / "secret").write_text("p w\n")
+    urls = {"REDIS_URL": f"redis://default:p%20w@localhost:{port}", "REDIS_PASSWORD_FILE": str(tmp_path / "secret")}
+    process = cli(REDIS_PORT=port, REDIS_HOST="localhost", **{name: urls.get(name, "p w")})
 
     def refused():
         with redis.Redis(port=port, retry=None) as stranger:
@@ -294,6 +297,12 @@ def test_none_is_started_for_another_host(cli, host):
     _, log = process.communicate("\n", timeout=10)
     assert process.returncode == 7
     assert log == ""
+
+
+def test_none_is_started_for_a_unix_socket(cli, tmp_path):
+    process = cli("true", REDIS_UNIX_SOCKET=tmp_path / "redis.sock")
+    assert process.communicate(timeout=10) == ("", "")
+    assert process.returncode == 0
 
 
 def test_a_bad_setting_is_the_collectors_sentence(cli):

@@ -235,5 +235,6 @@ def test_the_command_lists_as_many_symbols_as_it_is_told():
         query = "/v5/market/instruments-info?category=linear&limit=1000"
         listed = requests.get(url + query, timeout=5).json()["result"]["list"]
         process.terminate()
+        process.communicate(timeout=5)  # its last line, too
     assert len({each["symbol"] for each in listed}) == 800
     assert process.returncode == 0

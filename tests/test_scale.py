@@ -15,7 +15,7 @@ from conftest import eventually
 from bench.scale import frames, reader
 from bench.scale.measure import Case, Played, median, result
 from bench.scale.report import BEGIN, END, PAGE, TABLES
-from conf.settings import load, parse
+from conf.rules import load, parse
 from examples.synced import follow
 from relay.kinds import KINDS
 from sandbox.bybit import Bybit

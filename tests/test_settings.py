@@ -1,4 +1,4 @@
-"""conf/settings.py: load() and read() as tables; the edge, which may end the program, in processes of its own."""
+"""conf/: load() as tables; the files of the settings; the edge, which may end the program, in processes of its own."""
 
 import json
 import os
@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf import settings
-from conf.settings import NAMES, Settings, SettingsError, load, parse, read
+from conf.converters import SettingsError
+from conf.live import Live
+from conf.rules import NAMES, Settings, load, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTION = "BTC-25JUN27-106000-P-USDT"
@@ -33,27 +35,41 @@ DEFAULTS = Settings(
     reconnect_delay=2,
     reconnect_delay_max=5,
     stall_timeout=60,
+    redis_url=None,
     redis_port=6379,
     redis_host=(("localhost", 6379),),
+    redis_unix_socket="",
     redis_sentinels=(),
     redis_sentinel_master="mymaster",
     redis_sentinel_username=None,
     redis_sentinel_password=None,
+    redis_sentinel_password_file="",
     redis_db=0,
     redis_username=None,
     redis_password=None,
+    redis_password_file="",
     redis_ssl=False,
+    redis_ssl_ca="",
+    redis_ssl_cert="",
+    redis_ssl_key="",
     redis_buffer_mb=256,
     redis_stream_maxlen=0,
     leader_key="",
     instance="",
     log_level="INFO",
+    log_format="text",
+    pulse_file="",
 )
 
 
 def changed(settings):
     """The settings that differ from the defaults, by name."""
     return {name: value for name, value in vars(settings).items() if value != getattr(DEFAULTS, name)}
+
+
+def read(path, environ):
+    """The settings as the program reads them, with a file at `path` as the one beside main.py."""
+    return Live(path, environ).settings
 
 
 def sentence(environ=(), text=""):
@@ -116,6 +132,8 @@ def test_every_setting_is_a_constant_of_the_module():
         ("REDIS_STREAM_MAXLEN", "100000", 100_000),
         ("REDIS_DB", "3", 3),
         ("REDIS_USERNAME", "collector", "collector"),
+        ("REDIS_PASSWORD_FILE", "/run/secrets/of redis", "/run/secrets/of redis"),
+        ("REDIS_SENTINEL_PASSWORD_FILE", "/run/secrets/sentinel", "/run/secrets/sentinel"),
         ("REDIS_BUFFER_MB", "1.5", 1.5),
         ("LEADER_KEY", "stream:bybit_leader", "stream:bybit_leader"),
         ("INSTANCE", "host-1.a_B", "host-1.a_B"),
@@ -163,6 +181,9 @@ URL = "a base URL such as wss://stream.bybit.kz, or nothing"
 DELAY = "seconds, 0.01 to 86400"
 DELAY_MAX = "seconds, from RECONNECT_DELAY (2) to 86400"
 HOST = "host names or addresses, each with :port or without, separated by commas, without redis://, user or database"
+SOCKET = "the absolute path of a socket, of at most 103 characters, or nothing"
+A_FILE = "the absolute path of a file, or nothing"
+TLS_FILES = ("REDIS_SSL_CA", "REDIS_SSL_CERT", "REDIS_SSL_KEY")
 PORT = "a port from 1 to 65535"
 
 
@@ -201,6 +222,8 @@ PORT = "a port from 1 to 65535"
             ["api.bybit.kz", "wss://api.bybit.kz"],
         ),
         ("CHANNEL_BY_SYMBOL", BOOLEAN, ["symbol"]),
+        ("REDIS_UNIX_SOCKET", SOCKET, ["redis.sock", "/", "unix:///redis.sock", "/" + "a" * 103]),
+        *((name, A_FILE, ["redis.pem", "~/redis.pem"]) for name in TLS_FILES),
         ("REDIS_PORT", PORT, ["abc", "0", "65536", "6379.0", "6_379", "٦٣٧٩"]),
         ("REDIS_DB", "the number of a database, 0 or more", ["-1", "a"]),
         ("REDIS_SSL", BOOLEAN, ["rediss"]),
@@ -236,6 +259,8 @@ def test_a_line_break_in_a_value_does_not_break_the_sentence():
         ("REDIS_HOST", "a%s"),
         ("REDIS_HOST", "::1%s"),
         ("REDIS_SENTINELS", "a%s:1"),
+        ("REDIS_UNIX_SOCKET", "/a%s"),
+        ("REDIS_SSL_CA", "/a%s"),
     ],
 )
 def test_control_characters_are_refused(name, text):
@@ -398,7 +423,7 @@ def test_the_file_may_be_switched_off(tmp_path, disabled):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "Is a directory"), (b"REDIS_HOST=caf\xe9\nREDIS_PASSWORD=hidden\n", "can't decode byte 0xe9")],
+    [(None, "Is a directory"), (b"REDIS_HOST=caf\xe9\nREDIS_PASSWORD=hidden\n", "it is not UTF-8")],
     ids=["a directory", "not UTF-8"],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, content, reason):
@@ -472,9 +497,7 @@ def test_settings_that_cannot_be_used_end_the_program_with_one_line(home, text, 
 
 def test_no_setting_of_the_environment_leaks_into_the_tests():
     """Not even one that would end the program."""
-    code = (
-        "import os, conftest; from conf import settings; print([name for name in settings.NAMES if name in os.environ])"
-    )
+    code = "import os, conftest; from conf.rules import NAMES; print([name for name in NAMES if name in os.environ])"
     environ = {**os.environ, **dict.fromkeys(NAMES, "?"), "PYTHON_DOTENV_DISABLED": "0", "KEPT": "1"}
     tests = Path(__file__).resolve().parent
     found = subprocess.run([sys.executable, "-c", code], cwd=tests, env=environ, capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import socket
 import threading
 import time
@@ -655,6 +656,36 @@ def test_a_connection_that_died_without_a_word_is_replaced(collector, monkeypatc
             heard.clear()
         collector.stop.set()
         listener.join(time.monotonic() + 5)
+
+
+def test_an_error_while_redis_is_away_does_not_end_the_thread_and_is_logged_once(collector, monkeypatch):
+    monkeypatch.setattr(module, "TICK", 0.01)
+    ticks = []
+
+    def tick():
+        ticks.append(1)
+        raise ValueError("not enough values")
+
+    listener = Listener(lambda: redis.Connection(port=1), REQUESTS, print, tick, collector.stop)
+    listener.start()
+    eventually(lambda: len(ticks) > 5)
+    collector.stop.set()
+    listener.join(time.monotonic() + 5)
+    assert len(collector.lines(level=logging.ERROR)) == 1
+
+
+def test_a_redis_that_answers_nonsense_to_a_reply_harms_nobody(collector):
+    """redis-py fails over its own words then: whoever rejects a request is not to."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        replies = Replies(Publisher("127.0.0.1", server.getsockname()[1]).new_connection)
+        sender = threading.Thread(target=replies.send, args=([("a", b"b")],))
+        sender.start()
+        with server.accept()[0] as peer:
+            peer.recv(4096)
+            peer.sendall(b"-MOVED\r\n")
+            sender.join(10)
+            assert peer.recv(4096) == b"", "it hangs up"
+    assert collector.lines(level=logging.ERROR) == []
 
 
 def test_replies_do_not_wait_again_and_again_for_a_redis_that_is_away():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.stats import SAMPLES_PER_SECOND, Sampler, StreamStats, stream_of
+from relay.stats import SAMPLES_PER_SECOND, SLOTS, WINDOW, Sampler, StreamStats, percentile, recent, stream_of
 
 NOW = 1_700_000_000.0  # seconds since the epoch
 
@@ -20,7 +20,9 @@ def stats():
 
 @pytest.fixture
 def sampler(stats):
-    return Sampler(stats)
+    sampler = Sampler(stats)
+    sampler.turn(0.0)
+    return sampler
 
 
 def test_new_statistics_tell_of_nothing_and_are_not_watched():
@@ -34,12 +36,40 @@ def test_new_statistics_tell_of_nothing_and_are_not_watched():
 
 def test_the_delay_of_each_message_is_the_time_from_its_ts_to_its_arrival(stats, sampler):
     sampler.sample([trade(NOW - 0.25), trade(NOW - 1.5), trade(NOW + 0.125)], NOW)
-    assert list(stats.delays) == pytest.approx([0.25, 1.5, -0.125])
+    assert recent(stats.delays, 0.0) == pytest.approx([-0.125, 0.25, 1.5])
 
 
-def test_the_latest_1000_delays_are_kept(stats, sampler):
-    sampler.sample([trade(NOW - number) for number in range(1500)], NOW)
-    assert list(stats.delays) == pytest.approx(range(500, 1500))
+def test_a_pause_is_forgotten_after_ten_seconds_however_few_messages_there_are(stats, sampler):
+    """It stood in the quantiles for as long as a thousand messages took."""
+    sampler.sample([trade(NOW - 4)], NOW)
+    worst = []
+    for second in range(1, 13):
+        sampler.turn(float(second))
+        sampler.sample([trade(NOW - 0.001)] * 10, NOW)
+        worst.append(percentile(recent(stats.delays, float(second)), 0.999))
+    assert [round(one) for one in worst] == [4] * round(WINDOW) + [0] * 2
+
+
+def test_without_messages_in_the_window_there_is_nothing_to_tell(stats, sampler):
+    sampler.sample([trade()], NOW)
+    assert [len(recent(stats.delays, now)) for now in (WINDOW, WINDOW + 0.1)] == [1, 0]
+    assert percentile([], 0.5) is None
+
+
+def test_a_slot_lasts_for_a_second_and_slots_are_bounded(stats, sampler):
+    for tenth in range(500):
+        sampler.turn(tenth / 10)
+    assert len(stats.delays) == SLOTS
+    assert [began for began, _ in stats.delays] == [float(second) for second in range(50 - SLOTS, 50)]
+
+
+def test_a_new_connection_begins_a_slot_of_its_own(stats, sampler):
+    sampler.sample([trade(NOW - 1)], NOW)
+    other = Sampler(stats)
+    assert other.budget == 0, "nothing is sampled before it reads"
+    other.turn(0.5)
+    other.sample([trade(NOW - 2)], NOW)
+    assert recent(stats.delays, 1.0) == pytest.approx([1, 2])
 
 
 # The budget.
@@ -48,7 +78,9 @@ def test_the_latest_1000_delays_are_kept(stats, sampler):
 def test_the_budget_is_what_may_be_sampled_in_a_second(sampler):
     sampler.sample([trade()] * SAMPLES_PER_SECOND, NOW)
     assert sampler.budget <= 0
-    sampler.refill()
+    sampler.turn(0.9)
+    assert sampler.budget <= 0
+    sampler.turn(1.0)
     assert sampler.budget == SAMPLES_PER_SECOND
 
 
@@ -59,8 +91,10 @@ def test_the_budget_is_what_may_be_sampled_in_a_second(sampler):
 @given(st.lists(st.binary() | st.sampled_from([b"", b"{}", b'{"ts":null}', b'{"ts":', b'{"ts":12}', b'{"ts":"\xff"}'])))
 def test_a_message_of_another_form_is_passed_over_and_those_around_it_are_measured(messages):
     sampler = Sampler(stats := StreamStats())
+    sampler.turn(0.0)
     sampler.sample([trade(NOW - 1), *messages, trade(NOW - 2)], NOW)
-    assert (stats.delays[0], stats.delays[-1]) == pytest.approx((1, 2))
+    [(_, delays)] = stats.delays
+    assert (delays[0], delays[-1]) == pytest.approx((1, 2))
     assert sampler.budget == SAMPLES_PER_SECOND - 2 - len(messages)
 
 

@@ -6,11 +6,13 @@ import time
 import pytest
 from conftest import eventually
 
-from ops.status import HEADS, run_status, status_row
+from ops import VERSION
+from ops.reader import Place
+from ops.status import PULSE_AGE, asked, live, ready, single
 from ops.table import WIDTH, format_table
-from relay.redis.publisher import Publisher
+from ops.words import HEADS, status_row
+from relay.events import STATE_EXPIRY
 from sandbox.bybit import Bybit
-from sandbox.redis import free_port
 
 STATE = "stream:bybit_state"
 FIELDS = {
@@ -22,6 +24,7 @@ FIELDS = {
     "messages": 1234567,
     "rate": 316.4,
     "connections": 3,
+    "reconnects": 2,
     "age": 0.25,
     "delay_p50": 0.00061,
     "delay_p99": 0.0921,
@@ -66,19 +69,34 @@ def test_the_table_fits_an_ordinary_terminal():
 
 
 @pytest.fixture
-def status(own_redis, capsys):
-    """Puts the fields of streams into the hash; returns the exit code and the printed lines of --status."""
-    publisher = Publisher("127.0.0.1", own_redis.port)
+def put(own_redis):
+    """Puts the fields of streams into the hash, as if they had been written `age` seconds ago; returns the place."""
 
-    def run(**streams):
+    def write(age=0.0, **streams):
         with own_redis.client() as client:
             client.delete(STATE)
             if streams:
                 client.hset(STATE, mapping={name: json.dumps(fields) for name, fields in streams.items()})
-        code = run_status(publisher)
-        return code, capsys.readouterr().out.splitlines()
+                client.pexpire(STATE, round((STATE_EXPIRY - age) * 1000))
+        return Place([("127.0.0.1", own_redis.port)])
+
+    return write
+
+
+@pytest.fixture
+def status(put):
+    """The same; returns the exit code and the lines of --status."""
+
+    def run(**given):
+        report = asked(put(**given), lambda reader: single(reader, STATE))
+        return report.code, report.lines
 
     return run
+
+
+def problems_of(report):
+    assert json.loads(report.as_json())["well"] is (report.code == 0) is (not report.problems)
+    return list(report.problems)
 
 
 def now():
@@ -148,17 +166,110 @@ def test_a_state_without_a_time_is_not_the_state_of_a_collector(status, timestam
     assert "is not the state of a collector" in line
 
 
-def test_an_old_state_is_called_old(status):
-    code, lines = status(Trades=FIELDS | {"ts": now() - 13_000})
-    assert code == 1, "a health check must not pass on it"
-    assert lines[1].split()[8] in ("13.2", "13.3", "13.4")
-    assert lines[2].startswith("This was the state 13 s ago: ")
+WHOLE = {"role": "single", "term": 0, "interval": 1.0, "alive": True, "ts": 1}
+
+
+@pytest.mark.parametrize("age", [3.5, 13])
+def test_a_state_that_was_not_written_three_times_is_that_of_a_dead_collector(put, age):
+    report = asked(put(age, **{"Trades": FIELDS, "*": WHOLE}), lambda reader: single(reader, STATE))
+    assert report.code == 1, "a health check must not pass on it"
+    shown, since = float(report.lines[1].split()[8]), age + FIELDS["age"]
+    assert since - 0.1 <= shown <= since + 1
+    assert report.lines[2].startswith(f"This was the state {age:.0f} s ago: the collector is dead")
+    assert problems_of(report) == [report.lines[2]]
+    assert json.loads(report.as_json())["instances"][0]["alive"] is False
+
+
+def test_versions_that_write_the_state_every_5_s_are_not_dead_in_between(status):
+    assert status(age=6, Trades=FIELDS)[0] == 0
+
+
+def test_what_the_clock_of_the_collector_says_does_not_matter(status):
+    code, lines = status(**{"Trades": FIELDS | {"ts": now() - 3_600_000}, "*": WHOLE}, age=2)
+    assert code == 0
+    assert 2.2 <= float(lines[1].split()[8]) < 3
+
+
+def test_a_thread_that_is_stuck_is_a_problem_although_all_streams_are_up(put):
+    report = asked(put(**{"Trades": FIELDS, "*": WHOLE | {"alive": False}}), lambda reader: single(reader, STATE))
+    assert report.code == 1
+    assert problems_of(report) == [report.lines[-1]] == ["A thread of the collector is stuck: its log says which"]
+
+
+def test_the_state_as_one_json_object(put):
+    fields = {"Trades": FIELDS, "Ticker": FIELDS | {"up": False}, "Books": FIELDS | {"topics": 19}, "*": WHOLE}
+    report = asked(put(**fields), lambda reader: single(reader, STATE))
+    found = json.loads(report.as_json())
+    [instance] = found["instances"]
+    assert 0 <= instance.pop("age") < 1
+    assert instance.pop("collector") == WHOLE
+    assert instance.pop("streams") == {name: one for name, one in fields.items() if name != "*"}
+    assert instance == {"instance": "", "role": "single", "term": 0, "alive": True}
+    problems = ["Stream Books has 19 of 21 topics, and 1 are rejected", "Stream Ticker is down"]
+    assert (found["well"], found["problems"]) == (False, problems)
+
+
+# Whether this instance is ready.
+
+
+@pytest.mark.parametrize(
+    ("whole", "fields", "problem"),
+    [
+        (WHOLE, {}, None),
+        (WHOLE | {"role": "leader", "ready": False}, {}, None),
+        (WHOLE | {"role": "standby", "ready": True}, {}, None),
+        (WHOLE | {"role": "standby", "ready": False, "instance": "b"}, {}, "b could not publish at once"),
+        (WHOLE, {"topics": 19}, "Stream Trades has 19 of 21 topics, and 1 are rejected"),
+        (WHOLE, {"up": False}, "Stream Trades is down"),
+        (WHOLE, {"waits": True}, "Stream Trades waits for Bybit's list of instruments"),
+    ],
+    ids=str,
+)
+def test_who_is_ready(put, whole, fields, problem):
+    report = asked(put(**{"Trades": FIELDS | fields, "*": whole}), lambda reader: ready(reader, STATE, "a"))
+    assert (report.code, report.lines) == ((1, [f"Not ready: {problem}"]) if problem else (0, ["Ready"]))
+    assert problems_of(report) == ([problem] if problem else [])
+
+
+def test_who_is_not_there_or_has_another_name_is_not_ready(put):
+    place = put()
+    report = asked(place, lambda reader: ready(reader, STATE, "a"))
+    assert (report.code, report.lines) == (1, [f"Not ready: there is no {STATE} in Redis at {place.name}"])
+    report = asked(place, lambda reader: ready(reader, f"{STATE}:a", "a"))
+    assert report.lines[0].endswith("; is INSTANCE=a the collector's?")
+
+
+# Whether this instance is alive.
+
+
+@pytest.mark.parametrize(
+    ("age", "code"), [(0, 0), (PULSE_AGE - 1, 0), (PULSE_AGE + 1, 1), (1 - PULSE_AGE, 0), (-PULSE_AGE - 1, 1)]
+)
+def test_the_age_of_the_pulse_decides_who_is_alive(tmp_path, age, code):
+    """Also where the clock was set back."""
+    path = tmp_path / "pulse"
+    path.touch()
+    report = live(str(path), path.stat().st_mtime + age)
+    assert (report.code, report.lines[0].startswith("Alive: ")) == (code, not code)
+    assert problems_of(report) == (report.lines if code else [])
+
+
+def test_without_a_pulse_nobody_is_alive_and_without_its_name_nothing_is_known(tmp_path):
+    assert live(str(tmp_path / "pulse"), now()).code == 1
+    report = live("", now())
+    assert (report.code, report.lines[0].split()[:4]) == (2, ["--status", "live", "needs", "PULSE_FILE,"])
 
 
 def test_no_hash_is_no_collector(status):
     code, [line] = status()
     assert code == 1
     assert line.startswith(f"No collector is running: there is no {STATE} in Redis at 127.0.0.1:")
+
+
+def test_fields_of_another_type_are_not_taken_for_a_state(status):
+    code, [line] = status(Trades=FIELDS | {"topics": "many"})
+    assert code == 1
+    assert "is not the state of a collector" in line
 
 
 @pytest.mark.parametrize("fields", ["a text", {"what": "another program's"}], ids=str)
@@ -168,15 +279,11 @@ def test_a_hash_of_another_program_is_not_taken_for_a_state(status, fields):
     assert line.endswith("is not the state of a collector: unknown field Some")
 
 
-def test_a_redis_that_cannot_be_reached_is_named(capsys):
-    port = free_port()
-    assert run_status(Publisher("127.0.0.1", port)) == 1
-    assert capsys.readouterr().out.startswith(f"Cannot read the state from Redis at 127.0.0.1:{port}: ")
-
-
-def test_a_name_that_no_host_can_have_is_named(capsys):
-    assert run_status(Publisher("redis..local", 6379)) == 1
-    assert capsys.readouterr().out.startswith("Cannot read the state from Redis at redis..local:6379: ")
+def test_another_programs_hash_that_does_not_expire_is_not_taken_for_a_state(own_redis):
+    with own_redis.client() as client:
+        client.hset(STATE, "Trades", json.dumps(FIELDS))
+    report = asked(Place([("127.0.0.1", own_redis.port)]), lambda reader: single(reader, STATE))
+    assert (report.code, report.lines[0].rpartition(": ")[2]) == (1, "it does not expire")
 
 
 # The real program.
@@ -198,9 +305,24 @@ def test_the_running_collector(program, own_redis):
         assert list(state["OrderBook"]) == list(FIELDS)
         about = state_of(own_redis, whole=True)
         assert abs(about.pop("ts") - now()) < 10_000
-        assert about.pop("pending") >= 0
-        assert about.pop("waited") >= 0
-        assert about == {"instance": "", "role": "single", "term": 0, "requests": 0, "requests_rejected": 0}
+        assert 0 <= now() - about.pop("started") < 60_000
+        for name in ("pending", "waited", "published", "backlog_bytes", "buffer_share"):
+            assert about.pop(name) >= 0
+        assert about == {
+            "instance": "",
+            "role": "single",
+            "term": 0,
+            "requests": 0,
+            "requests_rejected": 0,
+            "version": VERSION,
+            "interval": 1.0,
+            "alive": True,
+            "dropped": {},
+            "outages": 0,
+            "outage_seconds": 0.0,
+            "buffer_bytes": 256 << 20,
+        }
+        eventually(lambda: all(one["delay_p99"] for one in state_of(own_redis).values()))
         assert all((one["topics"], one["rejected"], one["connections"]) == (1, 1, 1) for one in state.values())
         status = program(own_redis, arguments=["--status"])
         assert status.wait()[0] == 0, status.output
@@ -237,10 +359,12 @@ def test_failures_of_a_callback_are_counted(program, own_redis):
 HANGING = """
 import sys
 import threading
+import ops.monitor
 import ops.rows
 from main import STREAMS, main, subscribe_trades
 
 ops.rows.WATCHDOG_TIMEOUT = 1
+ops.monitor.NOTIFY_INTERVAL = 0.2
 
 def hangs(message):
     threading.Event().wait()
@@ -250,11 +374,17 @@ sys.exit(main())
 """
 
 
-def test_a_stream_whose_callback_does_not_return_is_down(program, own_redis):
+def test_a_stream_whose_callback_does_not_return_is_down(program, own_redis, tmp_path):
+    pulse = tmp_path / "pulse"
     with Bybit(rate=500) as bybit:
-        collector = program(own_redis, bybit, script=HANGING)
+        collector = program(own_redis, bybit, script=HANGING, PULSE_FILE=pulse)
+        eventually(pulse.exists, 20)
         eventually(lambda: (one := state_of(own_redis).get("Hanging")) and one["topics"] and one["up"] is False, 20)
         assert "Stream Hanging is stuck: its thread is overdue by " in collector.log
+        pulse.unlink()
+        last = eventually(lambda: (about := state_of(own_redis, whole=True))["alive"] is False and about)
+        eventually(lambda: state_of(own_redis, whole=True)["ts"] > last["ts"])
+        assert not pulse.exists(), "so it is not alive"
         status = program(own_redis, arguments=["--status"])
         assert status.wait()[0] == 1
         assert status.output.splitlines()[1].split()[:2] == ["Hanging", "DOWN"]
@@ -265,9 +395,10 @@ def test_what_redis_says_does_not_reach_the_terminal_as_it_is():
     assert list(format_table(rows)) == ["stream", "  a�]0;b�  x��y", "c          ddd"]
 
 
-def test_a_state_of_nobody_does_not_reach_the_terminal_as_it_is(redis_server, capsys):
+def test_a_state_of_nobody_does_not_reach_the_terminal_as_it_is(redis_server):
     key = "other:state"
     with redis_server.client() as client:
         client.hset(key, "a\x1b[2J", '{"ts": 1}')
-    assert run_status(Publisher("127.0.0.1", redis_server.port, state_key=key)) == 1
-    assert capsys.readouterr().out.endswith("unknown field a�[2J\n")
+        client.expire(key, 10)
+    report = asked(Place([("127.0.0.1", redis_server.port)]), lambda reader: single(reader, key))
+    assert (report.code, report.lines[0].rpartition(": ")[2]) == (1, "unknown field a�[2J")

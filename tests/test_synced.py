@@ -223,6 +223,16 @@ def test_a_reply_to_a_request_from_before_a_loss_does_not_count(loss):
     assert consumer.state().synced
 
 
+def test_the_heartbeat_of_the_collector_is_heard_and_changes_nothing():
+    consumer = Consumer(BOOK, TICKER)
+    states = consumer.synced.states.values()
+    consumer.later(7)
+    before = [(state.synced, state.reason, state.ask_at) for state in states]
+    assert consumer.synced.receive(STATUS, json.dumps(told("alive", up=4)), consumer.now) == []
+    assert consumer.synced.heard == consumer.now
+    assert [(state.synced, state.reason, state.ask_at) for state in states] == before
+
+
 def test_a_loss_of_one_topic_leaves_the_requests_for_others_alone():
     consumer = Consumer(BOOK, OTHER)
     consumer.gets(told("gap", [BOOK], before=10, after=12))

@@ -6,9 +6,10 @@ import time
 
 import pytest
 from conftest import eventually
-from consumers import NAMES
-from judge import judge
 from stage import LEADER_KEY, Stage
+
+from sandbox.consumer import NAMES
+from sandbox.judge import judge
 
 RATE = 200  # messages a second
 SILENCE = 5.0  # seconds; the drill measures, this only fails if something hangs
@@ -217,7 +218,7 @@ def test_what_the_operator_sees(stage):
     assert lines.index(f"{leader}, leader:") < lines.index(f"{standby}, standby:")
     stage.signals(leader, signal.SIGKILL)
     stage.signals(standby, signal.SIGKILL)
-    code, output = stage.asks("--status", **settings)
-    assert code == 1
+    output = eventually(lambda: (found := stage.asks("--status", **settings)[1]).count(" gone ") == 2 and found)
+    assert stage.asks("--status", **settings)[0] == 1
     assert [line.split()[:2] for line in output.splitlines()[1:3]] == [["a", "gone"], ["b", "gone"]]
     assert output.endswith("\nNobody leads: nothing is published\n")

@@ -5,16 +5,20 @@ TLS_REDIS_SERVER or is the redis-server or valkey-server on the PATH.
 import json
 import os
 import shutil
+import ssl
 import time
 
 import pytest
+import trustme
 from conftest import Subscriber, eventually
 from topology import HASTE, Cluster, Replicated
 
-from ops.status import run_status
-from relay.redis.endpoint import located
+from ops.reader import Place
+from ops.status import asked, single
+from relay.redis.dial import located
 from relay.redis.link import Timeouts
 from relay.redis.publisher import Publisher
+from sandbox.bybit import Bybit
 
 PASSWORD, SENTINEL_PASSWORD = "secret", "word"
 CHANNEL = "test:a"
@@ -101,7 +105,7 @@ def test_sentinel(tls, trusted):
             assert publisher.stop(time.monotonic() + 5) == 0
 
 
-def test_a_cluster(tls, trusted, capsys):
+def test_a_cluster(tls, trusted):
     """The state is on another node, and MOVED gives that one's port for TLS."""
     with Cluster(password=PASSWORD, **tls) as redis:
         key = redis.key_of(redis.nodes[2], "test:state")
@@ -111,9 +115,55 @@ def test_a_cluster(tls, trusted, capsys):
             assert delivers(publisher, subscriber)
             publisher.set_state({"Trades": json.dumps({"up": True, "ts": round(time.time() * 1000)})})
             eventually(lambda: redis.nodes[2].ask("EXISTS", key))
-            assert run_status(publisher) == 0
-            assert "Trades  up" in capsys.readouterr().out
+            place = Place(redis.addresses, login=(None, PASSWORD), tls=ssl.create_default_context)
+            report = asked(place, lambda reader: single(reader, key))
+            assert report.code == 0, report.lines
+            assert report.lines[1].split()[:2] == ["Trades", "up"]
             redis.nodes[0].kill()
             publisher.publish(CHANNEL, "after")
             eventually(lambda: b"after" in subscriber.of(CHANNEL))
+            assert publisher.stop(time.monotonic() + 5) == 0
+
+
+@pytest.fixture
+def demanding(tls):
+    """As tls, for servers that want a certificate of their clients."""
+    return tls | {"tls": [line.replace("tls-auth-clients no", "tls-auth-clients yes") for line in tls["tls"]]}
+
+
+def test_a_certificate_of_the_collectors_own_and_an_authority_of_its_own(demanding, authority, program, tmp_path):
+    """The key is in a file of its own or with the certificate. Nobody trusts the authority but by the setting."""
+    ca, ca_file = authority
+    issued = ca.issue_cert("collector")
+    cert, key, both = (str(tmp_path / name) for name in ("cert.pem", "key.pem", "both.pem"))
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    issued.private_key_and_cert_chain_pem.write_to_path(both)
+    with Replicated(replicas=0, sentinels=0, password=PASSWORD, **demanding) as redis, Bybit(rate=400) as bybit:
+        [node] = redis.nodes
+        settings = {"REDIS_URL": f"rediss://:{PASSWORD}@127.0.0.1:{node.tls_port}", "REDIS_HOST": "localhost"}
+        for files in ({"CERT": cert, "KEY": key}, {"CERT": both}):
+            named = {f"REDIS_SSL_{name}": file for name, file in {"CA": ca_file, **files}.items()}
+            collector = program(bybit=bybit, **settings, **named)
+            with Subscriber(node, "stream:bybit_trades") as subscriber:
+                eventually(lambda messages=subscriber.messages: len(messages) > 10, 20)
+            assert collector.stop()[0] == 0, collector.log
+        stranger = program(bybit=bybit, **settings, REDIS_SSL_CA=ca_file)
+        stranger.wait_for_log("Lost Redis at 127.0.0.1")
+        assert "Publishing to Redis" not in stranger.log
+        stranger.process.kill()
+
+
+def test_a_certificate_is_read_again_for_each_connection(demanding, authority, tmp_path, caplog):
+    """It may have been renewed."""
+    ca, ca_file = authority
+    file = tmp_path / "collector.pem"
+    trustme.CA().issue_cert("collector").private_key_and_cert_chain_pem.write_to_path(file)
+    with Replicated(replicas=0, sentinels=0, password=PASSWORD, **demanding) as redis:
+        publisher = publisher_to(redis.nodes[0].address, ssl_ca_certs=ca_file, ssl_certfile=str(file))
+        with Subscriber(redis.nodes[0], CHANNEL) as subscriber:
+            publisher.start()
+            eventually(lambda: "Lost Redis" in caplog.text)
+            ca.issue_cert("collector").private_key_and_cert_chain_pem.write_to_path(file)
+            assert delivers(publisher, subscriber)
             assert publisher.stop(time.monotonic() + 5) == 0

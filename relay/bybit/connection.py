@@ -169,6 +169,7 @@ class Connection:
                 pacer.failed(started, is_refusal(error))
             raise
         pacer.opened(monotonic())
+        self.stats.reconnects += self.stats.connections > 0
         self.stats.connections += 1
 
     def _read(self) -> None:
@@ -184,6 +185,7 @@ class Connection:
         sock.settimeout(0)
         flush, interval = self._exchange.sink.flush, self._exchange.timeouts.timer
         now = timer = flushed = self._pinged = monotonic()
+        self._sampler.turn(now)
         self._dialogue.advance(now)
         unflushed = 0
         while not self._closing:
@@ -259,7 +261,7 @@ class Connection:
     def _on_timer(self, now: float, elapsed: float) -> None:
         """What is due by the clock. elapsed: seconds since the last call."""
         self.stats.heartbeat_due = now + self._exchange.timeouts.timer
-        self._sampler.refill()
+        self._sampler.turn(now)
         watched = self._health.advance(
             elapsed, awaiting_acknowledgement=self._subscription.pending, subscribed=self.stats.subscribed > 0
         )

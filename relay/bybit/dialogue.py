@@ -9,7 +9,7 @@ from relay.bybit.exchange import Exchange
 from relay.bybit.health import Health
 from relay.bybit.subscription import RequestRefused, State, Subscription
 from relay.errors import ConnectionLost
-from relay.log import shorten
+from relay.log import FEW, Names, shorten
 from relay.stats import StreamStats
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,10 @@ class Dialogue:
         for topic in sorted(awaiting):
             if self._exchange.log_once.first("no snapshot", topic):
                 seconds = self._exchange.timeouts.first_message
-                log.warning("%s: accepted, but no data within %g s; is the symbol right?", topic.decode(), seconds)
+                log.warning(
+                    "%(topic)s: accepted, but no data within %(seconds)g s; is the symbol right?",
+                    {"topic": topic.decode(), "seconds": seconds},
+                )
         awaiting.clear()
 
     def on_control(self, message: dict[str, Any]) -> None:
@@ -64,7 +67,7 @@ class Dialogue:
         if op in ("subscribe", "unsubscribe") or message.get("type") == "COMMAND_RESP":
             self._on_response(message)
         elif self._exchange.log_once.first("control", (str(op), str(message.get("ret_msg")))):
-            log.warning("Ignoring (logged once): unknown control message: %s", shorten(message))
+            log.warning("Ignoring (logged once): unknown control message: %(text)s", {"text": shorten(message)})
 
     def _on_response(self, response: dict[str, Any]) -> None:
         """Bybit's answer to a request."""
@@ -74,7 +77,7 @@ class Dialogue:
             raise ConnectionLost(f"the subscription was rejected: {shorten(refused)}") from refused
         if verdict is None:
             if self._exchange.log_once.first("unexpected response"):
-                log.warning("Ignoring (logged once): unexpected response: %s", shorten(response))
+                log.warning("Ignoring (logged once): unexpected response: %(text)s", {"text": shorten(response)})
             return
         for topics in verdict.retry:
             self._ask(self._subscription.request(topics))
@@ -82,11 +85,14 @@ class Dialogue:
         for topic in verdict.rejected:
             if rejected.add(topic, now):
                 reason, minutes = shorten(verdict.reason), rejected.first_retry / 60
-                log.error("Bybit rejects %s: %s; retrying in %g min", topic, reason, minutes)
+                log.error(
+                    "Bybit rejects %(topic)s: %(reason)s; retrying in %(minutes)g min",
+                    {"topic": topic, "reason": reason, "minutes": minutes},
+                )
                 self._exchange.sink.announce("rejected", self._stream, [topic], reason=reason)
         for topic in verdict.accepted:
             if rejected.forget(topic):
-                log.info("Bybit now accepts %s", topic)
+                log.info("Bybit now accepts %(topic)s", {"topic": topic})
         if new := [topic for topic in verdict.accepted if topic not in verdict.renewed]:
             self._exchange.sink.announce("subscribed", self._stream, new)
         if not self._subscription.pending:
@@ -97,9 +103,8 @@ class Dialogue:
     def _settle(self, now: float) -> None:
         """Bybit has answered all requests."""
         if subscribed := sorted(self._subscription.among(State.SUBSCRIBED)):
-            more = f" and {len(subscribed) - 4} more" if len(subscribed) > 4 else ""
             level = logging.DEBUG if self.settled_at else logging.INFO
-            log.log(level, "Subscribed to %s%s", ", ".join(subscribed[:4]), more)
+            log.log(level, "Subscribed to %(topics)s", {"topics": Names(subscribed, FEW)})
             self.settled_at = self.settled_at or now
 
     def _conclude(self) -> None:

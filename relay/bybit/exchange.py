@@ -183,9 +183,9 @@ class Exchange:
             while not self.ended(name) and (pause := self.pacer.reserve(now := monotonic())):
                 if not self.pacer.failing and self.log_once.first("paced"):
                     log.warning(
-                        "%d new connections in a short time: waiting before the next; from now on %g a second",
-                        self.pacer.burst,
-                        self.pacer.rate,
+                        "%(connections)d new connections in a short time: waiting before the next; from now on "
+                        "%(per_second)g a second",
+                        {"connections": self.pacer.burst, "per_second": self.pacer.rate},
                     )
                 stats.heartbeat_due = now + pause
                 self.stop.wait(min(pause, LOOK_AGAIN))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from relay.backoff import Backoff
 from relay.bybit.instruments import Roster, Whole
 from relay.bybit.rest import Reading, Unavailable
+from relay.log import Grouped
 
 log = logging.getLogger(__name__)
 
@@ -121,21 +122,21 @@ class Instruments:
         elif self._lost_at is not None:
             outage = monotonic() - self._lost_at
             log.warning(
-                "Bybit's list of instruments is back after %.1f s: it has %s", outage, f"{len(whole.symbols):,}"
+                "Bybit's list of instruments is back after %(outage_seconds).1f s: it has %(instruments)s",
+                {"outage_seconds": outage, "instruments": Grouped(len(whole.symbols))},
             )
             self._lost_at = None
         elif before is None:
-            log.info("Bybit lists %s instruments", f"{len(whole.symbols):,}")
+            log.info("Bybit lists %(instruments)s instruments", {"instruments": Grouped(len(whole.symbols))})
 
     def _lacks(self, missing: int, known: int) -> None:
         """Says so once in an outage."""
         if self._lost_at is None:
             self._lost_at = monotonic()
             log.warning(
-                "Bybit's list of instruments lacks %s of %s instruments; they stay subscribed until it has lacked them "
-                "for ten minutes",
-                f"{missing:,}",
-                f"{known:,}",
+                "Bybit's list of instruments lacks %(missing)s of %(instruments)s instruments; they stay subscribed "
+                "until it has lacked them for ten minutes",
+                {"missing": Grouped(missing), "instruments": Grouped(known)},
             )
 
     def _failed(self, reason: str) -> None:
@@ -143,7 +144,10 @@ class Instruments:
         if self._lost_at is None:
             self._lost_at = monotonic()
             stays = "trying until it can" if self.symbols is None else "the last one stays in use"
-            log.warning("Bybit's list of instruments cannot be used: %s; %s", reason, stays)
+            log.warning(
+                "Bybit's list of instruments cannot be used: %(reason)s; %(consequence)s",
+                {"reason": reason, "consequence": stays},
+            )
 
 
 def until_next(interval: float, now: float) -> float:

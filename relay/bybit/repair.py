@@ -72,11 +72,9 @@ class Repair:
         self._exchange.sink.announce("gap", self._stream, [topic], before=before, after=after)
         if self._exchange.log_once.first("gap", topic, LOGGED):
             log.warning(
-                "%s: sequence gap: u jumped from %d to %d; subscribing it anew, for a snapshot (logged once a topic, "
-                "for ten topics)",
-                topic,
-                before,
-                after,
+                "%(topic)s: sequence gap: u jumped from %(before)d to %(after)d; subscribing it anew, for a snapshot "
+                "(logged once a topic, for ten topics)",
+                {"topic": topic, "before": before, "after": after},
             )
         if topic.encode() in self._topics and self._stays(topic) and not topic.startswith(NO_SNAPSHOT):
             self._renewals.want(topic.encode())
@@ -135,10 +133,9 @@ class Repair:
         for topic in topics:
             if self._exchange.log_once.first("silent", topic, LOGGED):
                 log.warning(
-                    "%s: nothing for %g s while others of its connection flow; subscribing it anew, for a snapshot "
-                    "(logged once a topic, for ten topics)",
-                    topic,
-                    seconds,
+                    "%(topic)s: nothing for %(seconds)g s while others of its connection flow; subscribing it anew, "
+                    "for a snapshot (logged once a topic, for ten topics)",
+                    {"topic": topic, "seconds": seconds},
                 )
         # Once, and without a claim to a snapshot: a contract that was delisted, or an option that has expired, may be
         # accepted again and stay silent. That must not cost the connection of all others.

@@ -56,7 +56,10 @@ class Reading:
         self._done = threading.Event()
         self._outcome: Whole | Exception = Unavailable("no answer")
         self._thread = threading.Thread(target=self._run, name="Instruments reading", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise Unavailable(f"no thread to be had: {error}") from error
 
     @property
     def alive(self) -> bool:

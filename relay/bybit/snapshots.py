@@ -135,7 +135,8 @@ class Snapshots:
         with self._lock:
             self._rejected += 1
         if self._exchange.log_once.first("request", reason):
-            log.warning("Rejecting a consumer's request: %s (logged once): %s", reason, shorten(what))
+            fields = {"reason": reason, "text": shorten(what)}
+            log.warning("Rejecting a consumer's request: %(reason)s (logged once): %(text)s", fields)
         if reply:
             self._replies.send([(reply, encoded_event("rejected", round(time() * 1000), topics=topics, reason=reason))])
 
@@ -230,10 +231,11 @@ class SideConnection:
         except ConnectionLost as lost:
             failure, uptime = str(lost), lost.uptime
             if failure != self._failure and self._somebody_waits():
-                log.warning("Requests for snapshots have to wait: lost Bybit: %s", failure)
+                log.warning("Requests for snapshots have to wait: lost Bybit: %(reason)s", {"reason": failure})
         except Exception as error:
             failure, uptime = repr(error), 0.0
-            log.exception("The side connection failed")
+            if self._exchange.log_once.first("side connection", type(error)):
+                log.exception("The side connection failed")
         finally:
             self._connection = None
             with self._lock:

@@ -1,4 +1,4 @@
-"""Where Redis is: one of several hosts, or the master that Sentinel names. Every connection to Redis is made here.
+"""Where Redis is: one of several hosts, or the master that Sentinel names.
 
 Nothing is cached where Sentinel is asked: it is asked before each attempt, also when redis-py connects anew by itself.
 Where there are several hosts the publisher's thread goes from one to the next until one is good; all other connections
@@ -9,21 +9,21 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 
 import redis
-from redis.backoff import NoBackoff
-from redis.maint_notifications import MaintNotificationsConfig
-from redis.retry import Retry
 
 from relay.log import shorten
-from relay.redis.link import REDIS_ERRORS, Timeouts
+from relay.redis.link import REDIS_ERRORS
+from relay.redis.login import is_denied
 from relay.redis.sentinel import EXPECTED, Address, MasterWatch, master_address
 
 
 def named(address: Address) -> str:
-    """host:port, with an IPv6 address in brackets."""
+    """host:port, with an IPv6 address in brackets; unix:/path for a Unix socket, which is (path, 0)."""
     host, port = address
+    if not port:
+        return f"unix:{host}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -31,12 +31,14 @@ class Endpoint(Protocol):
     """Where the next connection goes. Any thread, if nothing else is said.
 
     name: what people call it. several: whether there is more than one Redis, so that one may take over from another.
+    choices: how many addresses move_on() leads through.
     place: where the publisher is, None = nowhere; written by its thread.
     asked_at: monotonic time up to which elsewhere() knows what there is to be known.
     """
 
     name: str
     several: bool
+    choices: int
     place: Address | None
 
     @property
@@ -48,7 +50,8 @@ class Endpoint(Protocol):
 
     def lead(self, changed: Callable[[], None]) -> None:
         """From now on the publisher's thread decides, with move_on(). changed: called on any thread when Redis may be
-        somewhere else. The publisher's thread.
+        somewhere else. To be called before each attempt. Raises OSError where there is no thread to be had that this
+        needs. The publisher's thread.
         """
         ...
 
@@ -66,13 +69,18 @@ class Endpoint(Protocol):
 
 
 class Hosts:
-    """An Endpoint of fixed addresses."""
+    """An Endpoint of fixed addresses, or of one Unix socket.
+
+    is_socket: whether it is the latter.
+    """
 
     asked_at = math.inf
 
     def __init__(self, addresses: Sequence[Address]) -> None:
         self.name = ", ".join(map(named, addresses))
-        self.several = len(addresses) > 1
+        self.choices = len(addresses)
+        self.several = self.choices > 1
+        self.is_socket = not addresses[0][1]
         self.place: Address | None = None
         self._addresses = tuple(addresses)
         self._at = 0  # written by the publisher's thread
@@ -120,7 +128,7 @@ def _is_master(connection: redis.Connection) -> bool:
 class Sentinels:
     """An Endpoint that asks Sentinel. master: the name that Sentinel has for it. connect: makes a connection to one."""
 
-    several = True
+    several, choices = True, 1
 
     def __init__(self, addresses: Sequence[Address], master: str, connect: Callable[..., redis.Connection]) -> None:
         self.name = f"{master} of Sentinel {', '.join(map(named, addresses))}"
@@ -141,7 +149,7 @@ class Sentinels:
         """
         step, until = seconds / 3, monotonic() + seconds * 2 / 3
         reasons = []
-        is_denied = True
+        all_deny = True
         with self._lock:
             order = list(self._order)
         for sentinel in order:
@@ -150,14 +158,14 @@ class Sentinels:
                 return [answer if self._watch is None else self._watch.newer(sentinel, answer)]
             except EXPECTED as error:
                 reasons.append(f"{named(sentinel)}: {shorten(error)}")
-                is_denied &= _is_denied(error)
+                all_deny &= is_denied(error)
             with self._lock:
                 self._order.remove(sentinel)
                 self._order.append(sentinel)
             if monotonic() >= until:
                 break
         sentence = f"no Sentinel tells where {self.master} is: {'; '.join(sorted(reasons))}"
-        raise (redis.AuthenticationError if is_denied else redis.ConnectionError)(sentence)
+        raise (redis.AuthenticationError if all_deny else redis.ConnectionError)(sentence)
 
     def ask(self, sentinel: Address, seconds: float) -> Address:
         """What one Sentinel says. Waits `seconds` at most for each answer. Raises what is in EXPECTED."""
@@ -169,8 +177,14 @@ class Sentinels:
             connection.disconnect()
 
     def lead(self, changed: Callable[[], None]) -> None:
-        self._watch = MasterWatch(self._order, self.master, self._connect, changed)
-        self._watch.start()
+        if self._watch is not None:
+            return
+        watch = MasterWatch(self._order, self.master, self._connect, changed)
+        try:
+            watch.start()
+        except RuntimeError as error:
+            raise OSError(f"no thread to ask Sentinel with: {error}") from error
+        self._watch = watch
 
     def move_on(self) -> None:
         pass  # Sentinel is asked anyway
@@ -181,97 +195,3 @@ class Sentinels:
     def end(self, deadline: float) -> None:
         if self._watch is not None:
             self._watch.end(deadline)
-
-
-def _is_denied(error: Exception) -> bool:
-    return isinstance(error, redis.AuthenticationError) or str(error).startswith(("NOAUTH", "Authentication required"))
-
-
-# Connections.
-
-
-class _Dialled:
-    """A connection of redis-py's that asks its endpoint for the address whenever it connects.
-
-    _connect() is an internal of redis-py's, which tests/test_contracts.py checks: what makes it connect ends there.
-    """
-
-    endpoint: Endpoint | None = None
-
-    def _connect(self) -> Any:
-        connection: Any = self
-        connect = super()._connect  # type: ignore[misc]
-        if self.endpoint is None:
-            return connect()
-        seconds, began = connection.socket_connect_timeout, monotonic()
-        last: Exception = OSError("there is no address")
-        try:
-            for connection.host, connection.port in self.endpoint.addresses(seconds):
-                connection.socket_connect_timeout = max(seconds / 3, seconds - (monotonic() - began))
-                try:
-                    return connect()
-                except OSError as error:
-                    last = error
-        finally:
-            connection.socket_connect_timeout = seconds
-        raise last
-
-
-class _Plain(_Dialled, redis.Connection):
-    pass
-
-
-class _Tls(_Dialled, redis.SSLConnection):
-    pass
-
-
-def has_moved(connection: redis.Connection) -> bool:
-    """Whether the publisher is somewhere else than this connection: a server that was demoted does not say so to
-    whoever subscribes or publishes. Any thread.
-    """
-    endpoint = getattr(connection, "endpoint", None)
-    return endpoint is not None and endpoint.place not in (None, (connection.host, connection.port))
-
-
-def settle(connect: Callable[..., redis.Connection]) -> None:
-    """For a program without a publisher's thread, before all else: finds out which of several hosts is good."""
-    endpoint = getattr(connect(), "endpoint", None)
-    if isinstance(endpoint, Hosts) and endpoint.several:
-        endpoint.settle(connect)
-
-
-def connections(
-    endpoint: Endpoint | None, timeouts: Timeouts, tls: bool, **options: Any
-) -> Callable[..., redis.Connection]:
-    """What makes new connections, with these options of redis-py's; what it gets itself goes before them.
-
-    endpoint: where they go; None: to the `host` and `port` of the options.
-    """
-    # Not redis-py's retries (they resend whole pipelines, and sleep where no stop reaches them), not its greeting
-    # (four round trips, and rights in the ACL that nothing else here needs).
-    options |= {"retry": Retry(NoBackoff(), 0), "protocol": 2, "driver_info": None}
-    options |= {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
-    options |= {"socket_timeout": timeouts.reply, "socket_connect_timeout": timeouts.connect}
-    connection_class = _Tls if tls else _Plain
-
-    def new(**more: Any) -> redis.Connection:
-        connection = connection_class(**options | more)
-        connection.endpoint = None if "host" in more else endpoint
-        return connection
-
-    return new
-
-
-def located(
-    hosts: Sequence[Address],
-    sentinels: Sequence[Address] = (),
-    master: str = "mymaster",
-    *,
-    tls: bool = False,
-    timeouts: Timeouts,
-    **login: str | None,
-) -> Endpoint:
-    """The endpoint of these hosts, or of these Sentinels if there are any. login: username and password of those."""
-    if not sentinels:
-        return Hosts(hosts)
-    return Sentinels(sentinels, master, connections(None, timeouts, tls, **login))

@@ -35,8 +35,8 @@ NOT_OURS = "it is gone, or somebody else's"
 IMPAIRED = 1.0
 # Seconds after an error that will not pass by itself, such as a missing right.
 PAUSE = 1.0
-# Seconds that stop() and close() wait for the thread, at most, and that one of its turns may take.
-STOPS = ATTEMPT + DRAIN + AWAIT + SETTLE
+# Seconds that one turn of the thread may take; that close() waits for it, at most.
+STOPS, CLOSES = ATTEMPT + DRAIN + AWAIT + SETTLE, 1.0
 
 
 class _Stop:
@@ -48,13 +48,10 @@ class _Stop:
 
 
 class Leadership:
-    """The sink of the exchange where several collectors share a lease. Start it with start(), end it with stop() and
-    close(), all three on the main thread.
+    """The sink of the exchange where several collectors share a lease. The main thread calls start(), stop(), close().
 
-    publisher: one with a Pending. key: of the lease. name: of this instance. prefix: of the channels. channels: on
-    which data may be published, beside those that the publisher has seen. by_symbol: those of them beside which each
-    symbol has its own.
-
+    publisher: one with a Pending. key: of the lease. name: of this instance. prefix: of the channels. channels: where
+    data may be, beside those that the publisher has seen. by_symbol: those of them beside which each symbol has one.
     flush: as the publisher's. heartbeat_due: monotonic time by which the thread runs again.
     """
 
@@ -87,20 +84,23 @@ class Leadership:
         self._member.watch(exchange)
         self._thread.start()
 
-    def stop(self) -> bool:
+    def stop(self, deadline: float) -> bool:
         """To be called before the connections to Bybit are closed. A leader hands over if a standby is ready. Returns
-        whether another instance publishes now: if not, this one still does, until close().
+        whether another instance publishes now: if not, this one still does, until close(). Waits until `deadline`
+        (monotonic) at most: a Redis that hangs is not to cost the time that the rest needs.
         """
         self._stop.asked.set()
         self._wake.set()
-        self._stop.decided.wait(STOPS)
+        if self._thread.ident is not None:
+            self._stop.decided.wait(deadline - monotonic())
         return self._stop.relieved
 
     def close(self) -> None:
         """Gives the lease away, if this instance has it, and ends the thread."""
         self._stop.ended.set()
         self._wake.set()
-        self._thread.join(STOPS)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join(CLOSES)
 
     @property
     def is_leader(self) -> bool:
@@ -248,7 +248,8 @@ class Leadership:
         self._led = self._successor = None
         self._member.lease.valid_until = 0.0
         self._member.hurry()
-        log.warning("%s has lost the lease: %s; it stands by", self._member.name, reason)
+        me = self._member.name
+        log.warning("%(instance)s has lost the lease: %(reason)s; it stands by", {"instance": me, "reason": reason})
 
     def _hand_over(self) -> bool:
         """Leaves the lead to a standby, if one is ready; returns whether."""
@@ -265,7 +266,7 @@ class Leadership:
         if not member.lease.renew():
             self._step_down(NOT_OURS)
             return False
-        log.warning("%s hands over to %s", member.name, self._successor)
+        log.warning("%(instance)s hands over to %(successor)s", {"instance": member.name, "successor": self._successor})
         publisher.divert()
         try:
             deadline = monotonic() + DRAIN

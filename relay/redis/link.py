@@ -9,8 +9,11 @@ publishing costs several times more and its retries send whole pipelines again. 
 checked in tests/test_contracts.py: Connection._get_socket(), and that nothing is read ahead.
 """
 
+import fcntl
 import select
 import ssl
+import struct
+import termios
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +22,9 @@ from typing import Any, TypeVar
 
 import redis
 
+from relay.events import STATE_EXPIRY
 from relay.redis.pipeline import Pipeline, Unavailable
+from relay.redis.progress import Progress
 from relay.redis.resp import Query
 from relay.redis.role import Client
 
@@ -45,7 +50,7 @@ class Timeouts:
     """Seconds.
 
     connect: for Redis to accept a connection.
-    reply: for Redis to reply to whatever it was sent.
+    reply: for Redis to reply to whatever it was sent; a slow link that still carries it gets more (Progress).
     retry, retry_max: between two attempts to connect; the first, doubling to the last.
     idle: between two turns of the publisher's thread when nothing happens.
     probe: between two probes of Redis's role and subscribers.
@@ -60,7 +65,7 @@ class Timeouts:
     idle: float = 0.1
     probe: float = 1.0
     grace: float = 2.0
-    state_expiry: int = 15
+    state_expiry: int = STATE_EXPIRY
 
 
 DEFAULT_TIMEOUTS = Timeouts()
@@ -92,7 +97,7 @@ class Link:
         self._poll.register(self._sock)
         self._lock = threading.Lock()
         self._unsent = memoryview(b"")  # what the socket has not taken yet
-        self._progress = monotonic()  # time of the last reply, or of the first command after a pause
+        self._progress = Progress(timeouts.reply, monotonic())
         # Seconds since the last reply in which the publisher's thread watched the socket for one: not those in which
         # this process, or this thread of it, did not get to run. Any thread resets it: at worst the next reply does.
         self._silence = 0.0
@@ -164,15 +169,16 @@ class Link:
             if self.error:
                 raise self.error
             try:
-                if queries and not self._pipeline.in_flight:
-                    self._progress = monotonic()
+                is_first = not self._pipeline.in_flight
                 for query in queries:
                     self._unsent = memoryview(bytes(self._unsent) + self._pipeline.ask(query))
+                if queries and is_first:
+                    self._progress.begin(monotonic(), len(self._unsent))
                 self._receive()
                 all_sent = self._send()
-                if self._is_overdue:
+                if self._is_overdue():
                     self._receive()  # where this process hardly gets to run, sending took long enough for a reply
-                if self._is_overdue:
+                if self._is_overdue():
                     raise TimeoutError(f"no reply within {self._timeouts.reply:g} s")
             except Exception as error:
                 self.open, self.error = False, error
@@ -223,9 +229,8 @@ class Link:
 
     # The lock is held.
 
-    @property
     def _is_overdue(self) -> bool:
-        return bool(self._pipeline.in_flight) and monotonic() - self._progress >= self._timeouts.reply
+        return bool(self._pipeline.in_flight) and self._progress.is_overdue(monotonic(), queued_in(self._sock))
 
     def _end(self) -> None:
         assert self._lock.locked()
@@ -249,17 +254,20 @@ class Link:
         while True:
             while self._unsent:
                 try:
-                    self._unsent = self._unsent[self._sock.send(self._unsent) :]
+                    taken = self._sock.send(self._unsent)
                 except _WOULD_BLOCK:
                     return False
+                self._progress.sent += taken
+                self._unsent = self._unsent[taken:]
             if not self._backlog.waiting_bytes or not self.open:
                 return True
-            if not self._pipeline.in_flight:
-                self._progress = monotonic()
+            is_first = not self._pipeline.in_flight
             data = self._pipeline.take()
             if not data:
                 return False
             self._unsent = memoryview(data)
+            if is_first:
+                self._progress.begin(monotonic(), len(data))
 
     def _receive(self) -> None:
         """Reads the replies that have come."""
@@ -271,7 +279,16 @@ class Link:
                 return
             if not data:
                 raise ConnectionResetError("Redis closed the connection")
-            self._progress, self._silence = monotonic(), 0.0
+            self._silence = 0.0
+            self._progress.begin(monotonic(), len(self._unsent))
             self._pipeline.receive(data)
             if len(data) < CHUNK:
                 return
+
+
+def queued_in(sock: Any) -> int:
+    """Bytes that a socket has taken, and that the other machine has not acknowledged; 0 where that is not told."""
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+    except (OSError, ValueError):
+        return 0

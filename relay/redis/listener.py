@@ -11,7 +11,7 @@ from time import monotonic
 import redis
 
 from relay.log import LogOnce, shorten
-from relay.redis.endpoint import has_moved
+from relay.redis.dial import has_moved
 from relay.redis.link import REDIS_ERRORS
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,9 @@ SLICE = 0.001
 CATCH_UP = 8 * 1024 * 1024
 # Seconds after a failure for which replies are dropped at once: who waits for a Redis that hangs answers nobody.
 MUTE = 1.0
+
+# What redis-py raises where a reply is none.
+GARBLED = (*REDIS_ERRORS, ValueError, TypeError, LookupError)
 
 NewConnection = Callable[[], redis.Connection]
 
@@ -68,14 +71,27 @@ class Listener:
             except redis.ResponseError as error:  # a right is missing
                 pause = RETRY_DENIED
                 if self._log_once.first("denied", str(error)):
-                    log.warning("Redis denies the requests of consumers on %s: %s", self._channel, shorten(error))
+                    log.warning(
+                        "Redis denies the requests of consumers on %(channel)s: %(reason)s",
+                        {"channel": self._channel, "reason": shorten(error)},
+                    )
             except REDIS_ERRORS as error:
-                log.debug("No requests are taken: %s", shorten(error))  # the publisher tells of the outage
-            except Exception:
-                log.exception("Internal error; subscribing to %s again", self._channel)
+                # The publisher tells of the outage.
+                log.debug("No requests are taken: %(reason)s", {"reason": shorten(error)})
+            except Exception as error:
+                if self._log_once.first("internal", type(error)):
+                    log.exception("Internal error; subscribing to %(channel)s again", {"channel": self._channel})
             until = monotonic() + pause
             while monotonic() < until and not self._stop.wait(min(pause, TICK)):
-                self._tick()
+                self._tick_alone()
+
+    def _tick_alone(self) -> None:
+        """Where an error is not to end the thread."""
+        try:
+            self._tick()
+        except Exception as error:
+            if self._log_once.first("internal", type(error)):
+                log.exception("Internal error; waiting to subscribe to %(channel)s again", {"channel": self._channel})
 
     def _listen(self) -> None:
         """One life of the connection. Raises what ended it; returns after `stop`, when too many requests wait, and when
@@ -86,7 +102,7 @@ class Listener:
             connection.connect()
             connection.send_command("SUBSCRIBE", self._channel)
             connection.read_response()
-            log.debug("Taking requests on %s", self._channel)
+            log.debug("Taking requests on %(channel)s", {"channel": self._channel})
             heard = asked = ticked = monotonic()
             worked, behind = 0.0, 0  # seconds; bytes since the connection had nothing to read
             while not self._stop.is_set() and behind < 2 * CATCH_UP:
@@ -112,7 +128,10 @@ class Listener:
                     asked = now
                     connection.send_command("PING")
             if behind and not self._stop.is_set() and self._log_once.first("behind"):
-                log.warning("More requests than can be taken on %s: those that wait are dropped", self._channel)
+                log.warning(
+                    "More requests than can be taken on %(channel)s: those that wait are dropped",
+                    {"channel": self._channel},
+                )
         finally:
             connection.disconnect()
 
@@ -148,10 +167,11 @@ class Replies:
                 return
             try:
                 self._publish(self._live_connection(), replies)
-            except REDIS_ERRORS as error:
+            except GARBLED as error:
                 self._disconnect()
                 self._muted_until = monotonic() + MUTE
-                log.debug("%d replies are dropped: %s", len(replies), shorten(error))
+                fields = {"replies": len(replies), "reason": shorten(error)}
+                log.debug("%(replies)d replies are dropped: %(reason)s", fields)
 
     def close(self) -> None:
         """Closes the connection; the next reply opens another."""
@@ -186,4 +206,4 @@ class Replies:
                 connection.read_response()
             except redis.ResponseError as error:
                 if self._log_once.first("rejected", str(error).partition(" ")[0]):
-                    log.error("Redis rejects a reply (logged once): %s", shorten(error))
+                    log.error("Redis rejects a reply (logged once): %(reason)s", {"reason": shorten(error)})

@@ -10,15 +10,19 @@ import redis
 
 from relay.redis.endpoint import Endpoint, named
 from relay.redis.link import REDIS_ERRORS, Link, StoodBy, Timeouts
+from relay.redis.login import is_denied
 from relay.redis.pipeline import Pipeline, Refused, Unavailable
 from relay.redis.queries import SLICE, Probe, StateHash
-from relay.redis.reports import RedisLog
+from relay.redis.reports import Outages, RedisLog
 from relay.redis.role import Role
 from relay.redis.sentinel import Address
 from relay.redis.state import StateWriter
 from relay.redis.trust import ELSEWHERE, Trust
 
 log = logging.getLogger(__name__)
+
+# What a Cluster answers to SELECT, and what a server with fewer databases does, as redis-py hands it on.
+NO_DATABASE = ("SELECT is not allowed in cluster mode", "DB index is out of range", "invalid DB index")
 
 
 class ReconnectLoop:
@@ -69,6 +73,11 @@ class ReconnectLoop:
         return self.trust.probe
 
     @property
+    def outages(self) -> Outages:
+        """The outages of Redis. Any thread."""
+        return self._log.outages
+
+    @property
     def _is_done(self) -> bool:
         """A standby has nothing to deliver."""
         if self._deadline is None:
@@ -78,15 +87,16 @@ class ReconnectLoop:
         return self._pipeline.is_settled and not (self.trust.is_left and self._pipeline.retained)
 
     def _run(self) -> None:
-        self._endpoint.lead(self.wake.set)
-        pause, is_first = self._timeouts.retry, True
+        pause, untried = self._timeouts.retry, self._endpoint.choices  # addresses, while all have refused
         while not self._is_done:
             try:
                 self._session()
             except StoodBy:
-                self._log.connected, pause = False, self._timeouts.retry
+                self._log.connected, pause, untried = False, self._timeouts.retry, 0
             except Exception as error:
-                if is_first and (reason := self._refusal(error)):
+                reason = self._refusal(error) if untried and not self._log.connected else ""
+                untried = untried - 1 if reason else 0
+                if reason and not untried:
                     self.fatal = reason
                     return
                 if self._log.connected:
@@ -96,7 +106,6 @@ class ReconnectLoop:
                     self._endpoint.move_on()
                 if self._log.lost(error) and not isinstance(error, (*REDIS_ERRORS, Unavailable)):
                     log.exception("Internal error; reconnecting to Redis")
-            is_first = False
             self._pipeline.fit()  # there is no link, hence this thread owns what is retained
             self._log.update()
             if not self._is_done:
@@ -104,13 +113,15 @@ class ReconnectLoop:
                 pause = min(pause * 2, self._timeouts.retry_max)
 
     def _refusal(self, error: Exception) -> str:
-        """Why there is no sense in trying again, "" = there is. Of the first attempt only: what worked once may do so
-        again, and the backlog is kept until then.
+        """Why there is no sense in trying again, "" = there is. Of the first attempts only, one at each host: what
+        worked once may do so again, and the backlog is kept until then.
         """
         if isinstance(error, Refused):
             return f"Redis at {self._endpoint.name}: {error}"
-        if isinstance(error, redis.AuthenticationError) or str(error).startswith("NOAUTH"):
+        if is_denied(error):
             return f"authentication failed at Redis {self._endpoint.name}: {error}"
+        if str(error).startswith(NO_DATABASE):
+            return f"Redis at {self._endpoint.name}: REDIS_DB: {error} (a Cluster has database 0 only)"
         return ""
 
     def _sleep(self, seconds: float) -> None:
@@ -123,6 +134,7 @@ class ReconnectLoop:
         """One life of a connection. Ends with an exception, or when all is done after stop()."""
         began = monotonic()
         self.heartbeat_due = began + self._timeouts.connect + self._timeouts.reply
+        self._endpoint.lead(self.wake.set)
         connection = self._new_connection()
         try:
             connection.connect()
@@ -133,6 +145,7 @@ class ReconnectLoop:
             try:
                 self._wait_for_subscribers(link, began)
                 self._state.hash.write_again()
+                self._state.hash.heartbeat.take()  # it is of the time before
                 self._drain(link, address)
                 link.service(self._state.queries())  # the state is deleted
             finally:
@@ -181,7 +194,8 @@ class ReconnectLoop:
             if link.open != (may_carry := self._role.may_carry(link.client)):
                 link.allow(may_carry)
                 confirmed, buffered = self._pipeline.confirmed, self._pipeline.messages
-            queries = self._state.queries()
+            heartbeat = self._state.hash.heartbeat.take()  # where this does not publish it is not told
+            queries = self._state.queries() + (heartbeat if link.open else [])
             # Not while a probe is under way.
             if is_probe_due := now >= probe_at and self.probe.subscribers is not None:
                 probe_at = now + self._timeouts.probe
@@ -195,7 +209,10 @@ class ReconnectLoop:
                 self._on_connected(link, self._pipeline.confirmed > confirmed, buffered)
             self._log.update()
             if error := self._role.take_error():
-                log.error("Redis does not tell CLIENT INFO: %s. Without it this instance never publishes", error)
+                log.error(
+                    "Redis does not tell CLIENT INFO: %(reason)s. Without it this instance never publishes",
+                    {"reason": error},
+                )
             self._state.log_changes()
             if not all_sent or (self._deadline is not None and self._pipeline.in_flight):
                 link.wait()

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import redis
 
+from relay.log import LogOnce, Names
 from relay.redis.lease import Lease
 from relay.redis.registry import (
     LAST,
@@ -46,18 +47,20 @@ class Troubles:
 
     def __init__(self) -> None:
         self._logged: dict[str, str] = {}
+        self._log_once = LogOnce()  # of causes
 
     def report(
         self, kind: str, sentence: str | None, level: int = logging.ERROR, cause: Exception | None = None
     ) -> None:
-        """sentence: what is wrong, None = nothing of this kind. cause: whose traceback is worth showing."""
+        """sentence: what is wrong, None = nothing of this kind. cause: whose traceback is worth showing, once."""
         if sentence == self._logged.get(kind):
             return
         if sentence is None:
-            log.info("Over: %s", self._logged.pop(kind))
+            log.info("Over: %(trouble)s", {"trouble": self._logged.pop(kind), "kind": kind})
         else:
             self._logged[kind] = sentence
-            log.log(level, "%s", sentence, exc_info=cause)
+            is_new = cause is not None and self._log_once.first("cause", type(cause))
+            log.log(level, "%(trouble)s", {"trouble": sentence, "kind": kind}, exc_info=cause if is_new else None)
 
 
 class Member:
@@ -196,5 +199,5 @@ class Member:
     def remove_outdated(self) -> None:
         """Removes entries that have not changed for a minute."""
         if names := self.registry.outdated(monotonic()):
-            log.info("Removing %s from the registry: silent for a minute", ", ".join(names))
+            log.info("Removing %(instances)s from the registry: silent for a minute", {"instances": Names(names)})
             self.lease.remove(names)

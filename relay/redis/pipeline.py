@@ -56,11 +56,10 @@ class Pipeline:
     """Commands in flight and the replies to them. Survives its connections: what was in flight is sent again.
 
     backlog: where messages come from.
-    status: the channel of announcements. One that Redis rejects is made again; what else it rejects there is not
-        announced.
+    status: the channel of announcements. What Redis rejects there is not announced, but they are made again.
     announcement: the text that announces lost messages, from channel and number.
-    retains: whether what is confirmed is kept until verified(): if the server was no master any more, its
-        confirmations are worth nothing. Off, it costs nothing.
+    retains: whether what is confirmed is kept until verified(): it is worth nothing if the server was no master any
+        more. Off, it costs nothing.
     """
 
     maxlen = 0  # of the streams of a DurablePipeline
@@ -259,6 +258,11 @@ class Pipeline:
         """How many confirmed messages are kept. Any thread."""
         return len(self._retained)
 
+    @property
+    def squeezed_out(self) -> int:
+        """How many of them were forgotten since the start for want of room. Any thread."""
+        return self._retained.squeezed_out
+
     def mark(self) -> int:
         """What is confirmed by now, for verified() later. May be called by the on_reply of a query, as that."""
         return self._retained.added
@@ -290,8 +294,7 @@ class Pipeline:
         self.fit()
 
     def fit(self) -> None:
-        """Forgets the oldest of what is retained, for which the buffer has no room beside what waits. To be called now
-        and then in an outage, while more and more waits and nothing is confirmed.
+        """Forgets the oldest of what is retained, for which the buffer has no room beside what waits: more and more in
+        an outage, so it is to be called now and then.
         """
-        backlog = self.backlog
-        self._retained.fit(backlog.limit - backlog.waiting_bytes - backlog.in_flight_bytes)
+        self._retained.fit(self.backlog.limit - self.backlog.waiting_bytes - self.backlog.in_flight_bytes)

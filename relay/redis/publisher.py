@@ -15,13 +15,15 @@ from typing import Any
 
 from relay.events import encoded_event
 from relay.redis.backlog import Backlog
+from relay.redis.dial import connections
 from relay.redis.durable import DurablePipeline
-from relay.redis.endpoint import Endpoint, Hosts, connections
+from relay.redis.endpoint import Endpoint, Hosts
 from relay.redis.link import DEFAULT_TIMEOUTS, StoodBy, Timeouts
 from relay.redis.loop import ReconnectLoop
 from relay.redis.pending import Pending
 from relay.redis.pipeline import Pipeline
 from relay.redis.queries import StateHash
+from relay.redis.reports import Outages
 from relay.redis.role import Client, Role
 from relay.redis.trust import Trust
 
@@ -53,7 +55,7 @@ class Publisher:
     pending: what keeps messages while another instance publishes. With it the publisher begins as a standby, which
         publishes nothing until lead(); without it the publisher leads for ever.
     stream_maxlen: messages that a Redis Stream of each channel keeps; 0 = there is none.
-    The other arguments are redis-py's.
+    options: redis-py's for each connection, such as db, password, credential_provider, ssl_certfile.
 
     publish(channel, message): queues a message, bytes and str as they are, all else as JSON. Any thread, never waits;
         it is sent with the next flush(), or within 0.1 s by itself.
@@ -65,9 +67,6 @@ class Publisher:
         port: int = 6379,
         *,
         endpoint: Endpoint | None = None,
-        db: int = 0,
-        username: str | None = None,
-        password: str | None = None,
         tls: bool = False,
         buffer: int = 256 << 20,
         status: str = "stream:bybit_status",
@@ -76,11 +75,11 @@ class Publisher:
         pending: Pending | None = None,
         stream_maxlen: int = 0,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        **options: Any,
     ) -> None:
         endpoint = endpoint or Hosts([(host, port)])
         self.address = endpoint.name
-        login: dict[str, Any] = {"db": db, "username": username, "password": password}
-        self.new_connection = connections(endpoint, timeouts, tls, **login)
+        self.new_connection = connections(endpoint, timeouts, tls, **options)
         # Each standby subscribes to it beside the channels of the data: so it can be told from a consumer.
         self.watchers = "" if pending is None else f"{status}_standby"
         self._backlog = Backlog(buffer, pending, _monotonic, channels)
@@ -168,6 +167,27 @@ class Publisher:
         return self._pipeline.dropped
 
     @property
+    def lost(self) -> int:
+        """How many these are: it costs next to nothing. Any thread."""
+        return self._backlog.overflowed.total() + self._pipeline.rejected.total()
+
+    @property
+    def outages(self) -> Outages:
+        """The outages of Redis since the start. Any thread."""
+        return self._loop.outages
+
+    @property
+    def buffer(self) -> int:
+        """Bytes of messages that are kept at most. Any thread."""
+        return self._backlog.limit
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of messages that Redis has not confirmed yet, or that are pending. Any thread."""
+        backlog = self._backlog
+        return backlog.waiting_bytes + backlog.in_flight_bytes + (backlog.pending.bytes if backlog.pending else 0)
+
+    @property
     def waited(self) -> float:
         """Seconds since the start that flush() has waited, all threads together. Any thread."""
         return self._backlog.waited
@@ -186,6 +206,10 @@ class Publisher:
         link = self._loop.link
         if link is not None and not link.flush():
             link.give_way()
+
+    def beat(self, **fields: Any) -> None:
+        """Publishes the event `alive` beside the messages, if they reach Redis now. Any thread, never waits."""
+        self._state_hash.heartbeat.set(self.status, encoded_event("alive", _now(), **fields))
 
     def set_state(self, fields: Mapping[str, str]) -> None:
         """Replaces the state in the state hash: field by name of the stream. Any thread, never waits. The hash expires

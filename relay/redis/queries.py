@@ -128,8 +128,30 @@ class Probe:
         return not any(self._known.get(channel, 0) > 0 for channel in self.expected)
 
 
+class Heartbeat:
+    """The event that tells consumers again and again that the collector publishes.
+
+    It is no message: it is not kept while Redis is away, it is not counted, and no Redis Stream has it.
+    """
+
+    def __init__(self) -> None:
+        self._next: Query | None = None
+
+    def set(self, channel: str, event: bytes) -> None:
+        """What is to be published next. Any thread: one may replace another, which nobody misses."""
+        self._next = Query(_ignore, "PUBLISH", channel, event.decode(errors="backslashreplace"))
+
+    def take(self) -> list[Query]:
+        """What publishes it, once."""
+        taken, self._next = self._next, None
+        return [taken] if taken else []
+
+
 class StateHash:
-    """The hash that keeps the collector's state for late subscribers. It expires when nobody writes it any more."""
+    """The hash that keeps the collector's state for late subscribers. It expires when nobody writes it any more.
+
+    heartbeat: what tells of the state those who are there.
+    """
 
     def __init__(self, key: str, expiry: int) -> None:
         self._reasons: set[str] = set()  # why Redis has rejected it since it last took it, the beginnings
@@ -140,6 +162,7 @@ class StateHash:
         self._is_due = False
         self._is_first = True
         self._is_there = False  # whether we have written it
+        self.heartbeat = Heartbeat()
 
     def set(self, fields: Mapping[str, str]) -> None:
         """Replaces the state; without fields it is deleted. Any thread: the mapping is stored before the flag is set,

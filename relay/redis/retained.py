@@ -7,12 +7,13 @@ from relay.redis.backlog import OVERHEAD
 
 
 class Retained:
-    """Confirmed messages, oldest first. bytes: what they take in memory. added: how many were ever kept. The holder of
-    the link's lock owns it; its length may be read without it.
+    """Confirmed messages, oldest first. bytes: what they take in memory. added: how many were ever kept. squeezed_out:
+    how many of them were forgotten for want of room. The holder of the link's lock owns it; its length and the counters
+    may be read without it.
     """
 
     def __init__(self) -> None:
-        self.bytes = self.added = 0
+        self.bytes = self.added = self.squeezed_out = 0
         self._commands: deque[bytes] = deque()
 
     def __len__(self) -> int:
@@ -28,8 +29,9 @@ class Retained:
         self.bytes += size + OVERHEAD * len(commands)
 
     def fit(self, room: int) -> None:
-        """Forgets the oldest until the rest takes `room` bytes at most. Nobody is told: they were confirmed once."""
+        """Forgets the oldest until the rest takes `room` bytes at most. Consumers are not told: they were confirmed."""
         while self.bytes > room and self._commands:
+            self.squeezed_out += 1
             self.bytes -= len(self._commands.popleft()) + OVERHEAD
 
     def forget(self, until: int) -> None:

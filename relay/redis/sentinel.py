@@ -129,15 +129,20 @@ class MasterWatch:
         seconds = monotonic() - self._heard_at
         if answered * 2 > len(self._connections):
             if self._is_silent:
-                log.info("Sentinel answers again, after %.0f s", seconds)
+                log.info("Sentinel answers again, after %(seconds).0f s", {"seconds": seconds})
             self._heard_at, self._is_silent = monotonic(), False
         elif seconds >= SILENT and not self._is_silent:
             self._is_silent = True
-            of = seconds, self._master
+            fields = {"seconds": seconds, "master": self._master}
             if answered:
-                log.warning("Most Sentinels have not said for %.0f s where %s is; keeping what Redis confirms", *of)
+                log.warning(
+                    "Most Sentinels have not said for %(seconds).0f s where %(master)s is; keeping what Redis confirms",
+                    fields,
+                )
             else:
-                log.warning("No Sentinel has said for %.0f s where %s is; keeping what Redis confirms", *of)
+                log.warning(
+                    "No Sentinel has said for %(seconds).0f s where %(master)s is; keeping what Redis confirms", fields
+                )
 
     def _ask(self, sentinel: Address) -> Address:
         connection = self._connections[sentinel]

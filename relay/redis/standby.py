@@ -131,7 +131,9 @@ class Standby:
         deadline = monotonic() + SETTLE
         while event not in self.strike(TRY):
             if monotonic() >= deadline:
-                log.warning("%s does not see its own announcement: messages may come twice", member.name)
+                log.warning(
+                    "%(instance)s does not see its own announcement: messages may come twice", {"instance": member.name}
+                )
                 break
         if not lease.renew():
             lease.valid_until = 0.0
@@ -141,5 +143,8 @@ class Standby:
         for stream, topics in missing.items():
             publisher.announce("lost", stream, topics, reason=f"{member.name} was not ready to take over", since=None)
         self.close()
-        log.warning("%s leads now, term %d; %d messages were pending", member.name, member.term, pending)
+        log.warning(
+            "%(instance)s leads now, term %(term)d; %(messages)d messages were pending",
+            {"instance": member.name, "term": member.term, "messages": pending},
+        )
         return client

@@ -55,16 +55,6 @@ def ask(new_connection: NewConnection, commands: Sequence[Query], where: Mapping
     raise redis.ConnectionError(f"MOVED from node to node, {HOPS} times")
 
 
-def read_hash(new_connection: NewConnection, key: str) -> list[bytes]:
-    """Names and values of a hash in turn, wherever it is. Raises OSError, UnicodeError, redis.RedisError."""
-    found: list[bytes] = ask(new_connection, [Query(_ignore, "HGETALL", key)], {})[0]
-    return found
-
-
-def _ignore(_reply: Any) -> None:
-    pass
-
-
 class StateWriter:
     """Hands the queries of a StateHash to the publisher's connection, or, on a Cluster, to the thread State."""
 
@@ -77,7 +67,7 @@ class StateWriter:
         # What the thread State is to write. Replaced as a whole before the event is set, read after it is cleared.
         self._queries: list[Query] = []
         self._due, self._stop = threading.Event(), threading.Event()
-        self._is_failing = False  # whether that is in the log; the thread State
+        self._is_failing = False  # whether that is in the log; the thread State, before it there is one the publisher's
 
     # The publisher's thread.
 
@@ -93,17 +83,22 @@ class StateWriter:
         self._queries = queries
         self._due.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="State", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="State", daemon=True)
+            try:
+                thread.start()
+                self._thread = thread
+            except RuntimeError as error:  # there is no thread to be had: tried again with the next state
+                self._failed(error)
         return []
 
     def log_changes(self) -> None:
         """Logs why the publisher's connection rejects the hash, and that it takes it again."""
         while (reason := self.hash.take_change()) is not None:
             if reason:
-                log.warning("Redis rejects the state hash %s: %s", self.hash.key, shorten(reason))
+                fields = {"key": self.hash.key, "reason": shorten(reason)}
+                log.warning("Redis rejects the state hash %(key)s: %(reason)s", fields)
             else:
-                log.info("Redis takes the state hash %s again", self.hash.key)
+                log.info("Redis takes the state hash %(key)s again", {"key": self.hash.key})
 
     def stop(self) -> None:
         """Ends the thread State, if there is one. After the publisher's thread."""
@@ -126,13 +121,21 @@ class StateWriter:
                 ask(self._new_connection, done, self._where or {})
             except REDIS_ERRORS as error:
                 self._where = None
-                if not self._is_failing:
-                    self._is_failing = True
-                    log.warning("The Cluster does not take the state hash %s: %s", self.hash.key, shorten(error))
-            except Exception:
+                self._failed(error)
+            except Exception as error:
                 self._where = None
-                log.exception("Internal error; the state hash is not written")
+                if not self._is_failing:
+                    log.exception("Internal error; the state hash is not written")
+                self._failed(error)
             else:
                 if self._is_failing:
                     self._is_failing = False
-                    log.info("The Cluster takes the state hash %s again", self.hash.key)
+                    log.info("The Cluster takes the state hash %(key)s again", {"key": self.hash.key})
+
+    def _failed(self, error: Exception) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            log.warning(
+                "The Cluster does not take the state hash %(key)s: %(reason)s",
+                {"key": self.hash.key, "reason": shorten(error)},
+            )

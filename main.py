@@ -35,7 +35,7 @@ from callbacks.orderbook import handle_orderbook
 from callbacks.ticker import handle_ticker
 from callbacks.trades import handle_trades
 from conf import settings
-from conf.names import BY_SYMBOL, CHANNELS, REPLY_PREFIX, REQUEST_CHANNEL, SHARD_NAME
+from conf.names import BY_SYMBOL, CHANNELS, REPLY_PREFIX, REQUEST_CHANNEL
 from conf.plan import Plan
 from conf.settings import CHANNEL_TYPE, ORDERBOOK_DEPTH, SHARD, STALL_TIMEOUT, SYMBOLS
 from conf.streams import StreamSpec, in_shard
@@ -184,7 +184,7 @@ class Collector:
     def beat(self, up: int, streams: int) -> None:
         """Tells consumers that this collector publishes. A standby does not."""
         instance = settings.INSTANCE if leadership else ""
-        publisher.beat(instance=instance, shard=SHARD_NAME, up=up, streams=streams)
+        publisher.beat(instance=instance, shard=settings.SHARD_NAME, up=up, streams=streams)
 
     def foreign(self, topic: str) -> bool:
         """Whether the collector of another shard answers for a topic, as it carries it, or would: the first, of "". Any

@@ -7,10 +7,10 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from relay.kinds import is_pattern, is_symbol
+from relay.redis.address import Address
 
 T = TypeVar("T")
 
-Address = tuple[str, int]  # host and port
 Shard = tuple[int, int]  # its number, from 1, and how many there are
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from conf.converters import SettingsError
 from conf.location import of_url
-from conf.rules import NAMES, Settings, load, parse
+from conf.rules import NAMES, Settings, parse, settings_of
 
 Login = tuple[str | None, str | None]  # user name and password
 
@@ -78,7 +78,7 @@ class Live:
         text = text_of(self._path) if self._path and (self._path != beside_main or self._path.exists()) else ""
         self._name = self._path.name if self._path else ""
         self._file = parse(text, self._name, self._environ)
-        self.settings = self._now = self._load(self._environ, text)
+        self.settings = self._now = self._load(self._environ, self._file)
         check_certificates(self.settings)
         self._credentials = credentials(self.settings)
 
@@ -102,7 +102,7 @@ class Live:
             before, after = self._file.get(name), file.get(name)
             if before != after and (after is not None or environ[name] == before):
                 del environ[name]
-        settings = self._load(environ, text)
+        settings = self._load(environ, file)
         found = credentials(settings)
         changes = Changes(
             _differing(self._now, settings, live=True),
@@ -113,12 +113,10 @@ class Live:
         self._environ, self._file, self._now, self._credentials = environ, file, settings, found
         return changes
 
-    def _load(self, environ: Mapping[str, str], text: str) -> Settings:
-        if self._path is None:
-            return load(environ)
-        settings, values = load(environ, text, self._name), parse(text, self._name, environ)
-        holds_password = any(values.get(name) for name in PASSWORDS) or "@" in values.get("REDIS_URL", "")
-        if holds_password and self._path.stat().st_mode & 0o004:
+    def _load(self, environ: Mapping[str, str], file: Mapping[str, str]) -> Settings:
+        settings = settings_of(environ, file, self._name)
+        holds_password = any(file.get(name) for name in PASSWORDS) or "@" in file.get("REDIS_URL", "")
+        if holds_password and self._path and self._path.stat().st_mode & 0o004:
             warning = f"{self._path} holds a password and everybody can read it: chmod o-r {self._path}"
             return replace(settings, warnings=(*settings.warnings, warning))
         return settings

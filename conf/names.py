@@ -11,10 +11,8 @@ def channel_of(kind: Kind) -> str:
 
 
 STATUS_CHANNEL = f"{settings.CHANNEL_PREFIX}_status"
-# The part of the symbols that this collector has, "1of2"; "" for all.
-SHARD_NAME = "{}of{}".format(*settings.SHARD) if settings.SHARD else ""
 # The hash that keeps the state. Collectors that share channels have one each: STATES is where their names begin.
-STATES = f"{settings.CHANNEL_PREFIX}_state" + (f":{SHARD_NAME}" if SHARD_NAME else "")
+STATES = f"{settings.CHANNEL_PREFIX}_state" + (f":{settings.SHARD_NAME}" if settings.SHARD else "")
 STATE_KEY = f"{STATES}:{settings.INSTANCE}" if settings.LEADER_KEY else STATES
 # Where consumers ask for snapshots, and how the channels begin on which they can have the replies.
 REQUEST_CHANNEL, REPLY_PREFIX = f"{settings.CHANNEL_PREFIX}_request", f"{settings.CHANNEL_PREFIX}_reply_"

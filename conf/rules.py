@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from conf.converters import (
-    Address,
     Expected,
     SettingsError,
     addresses,
@@ -26,6 +25,7 @@ from conf.converters import (
 )
 from conf.location import SOCKET, SOCKET_WORDS, URL_WORDS, Url, redis_url, resolve
 from relay.kinds import CATEGORIES, DEPTHS, KINDS
+from relay.redis.address import Address
 
 T = TypeVar("T")
 
@@ -171,7 +171,11 @@ def load(environ: Mapping[str, str], text: str = "", name_of_file: str = ".env")
 
     Raises SettingsError for the first that cannot be used.
     """
-    file = parse(text, name_of_file, environ)
+    return settings_of(environ, parse(text, name_of_file, environ), name_of_file)
+
+
+def settings_of(environ: Mapping[str, str], file: Mapping[str, str], name_of_file: str) -> Settings:
+    """load() with the names and values of the file as parse() has them."""
     values: dict[str, Any] = {}
     for name, rule in RULES.items():
         values[name] = _value(name.upper(), rule(values), environ, file)

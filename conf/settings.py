@@ -28,6 +28,7 @@ SYMBOLS = list(_settings.symbols)
 OPTION_COINS = _settings.option_coins
 INSTRUMENTS_INTERVAL = _settings.instruments_interval
 SHARD = _settings.shard
+SHARD_NAME = "{}of{}".format(*SHARD) if SHARD else ""  # in the names of keys
 ORDERBOOK_DEPTH = _settings.orderbook_depth
 BYBIT_WS_URL = _settings.bybit_ws_url
 BYBIT_API_URL = _settings.bybit_api_url
@@ -56,7 +57,7 @@ REDIS_SSL_KEY = _settings.redis_ssl_key
 REDIS_BUFFER_MB = _settings.redis_buffer_mb
 REDIS_STREAM_MAXLEN = _settings.redis_stream_maxlen
 # Each part of the symbols has a lease of its own: its collectors cannot take over from those of another part.
-LEADER_KEY = _settings.leader_key and _settings.leader_key + (":{}of{}".format(*SHARD) if SHARD else "")
+LEADER_KEY = _settings.leader_key and _settings.leader_key + (f":{SHARD_NAME}" if SHARD else "")
 INSTANCE = _settings.instance or re.sub(r"[^\w.-]", "-", f"{socket.gethostname()}-{os.getpid()}", flags=re.ASCII)
 LOG_LEVEL = _settings.log_level
 LOG_FORMAT = _settings.log_format

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from relay.events import RESERVED_NAME
+from relay.events import RESERVED_NAME, STATE_EXPIRY
 
 Fields = Mapping[str, Any]
 
-EXPIRY = 15.0  # seconds that a state lives in Redis after it was written
 DEAD_AFTER, OLD_AFTER = 3.0, 10.0  # seconds after which a state is too old; the second where it names no interval
 FORGOTTEN = 60.0  # seconds after which a collector that is gone is not shown, if another publishes in its place
 MAX_STATES, SAMPLES = 64, 90  # states kept; rates kept of each stream, one a state
@@ -112,7 +111,7 @@ class Health:
         state = self.states.get(key)
         if not found:
             if state and not state.is_gone:
-                state.was_stopped = state.is_alive(now) and state.age_at(now) < EXPIRY - 1
+                state.was_stopped = state.is_alive(now) and state.age_at(now) < STATE_EXPIRY - 1
                 state.is_gone = True
             self._forget(now)
             return
@@ -123,7 +122,7 @@ class Health:
         about, streams = parsed(found)
         is_new = about.get("ts") != state.about.get("ts") or not state.about
         state.about, state.streams, state.is_gone, state.was_stopped = about, streams, False, False
-        state.age, state.read_at = max(0.0, EXPIRY - ttl) if ttl >= 0 else 0.0, now
+        state.age, state.read_at = max(0.0, STATE_EXPIRY - ttl) if ttl >= 0 else 0.0, now
         if is_new and state.role != "standby":
             for name, fields in streams.items():
                 rates = self._rates.setdefault((state.shard, name), deque(maxlen=SAMPLES))

@@ -19,7 +19,7 @@ from relay.kinds import KINDS
 from relay.log import shorten
 from relay.redis.dial import settle
 from relay.redis.link import REDIS_ERRORS
-from relay.redis.resp import Query, ReplyError, parse_reply
+from relay.redis.resp import Query, ReplyError, ignore, parse_reply
 from relay.redis.state import ask
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class Reader:
         """Names and values of a state in turn, and the ms that it has to live. Raises redis.NoPermissionError."""
         fields, ttl = self._command(commands, ("HGETALL", key), ("PTTL", key))
         if isinstance(fields, MovedError):  # another node of the Cluster has it
-            fields, ttl = ask(self._new_connection, [Query(_ignore, name, key) for name in ("HGETALL", "PTTL")], {})
+            fields, ttl = ask(self._new_connection, [Query(ignore, name, key) for name in ("HGETALL", "PTTL")], {})
         if isinstance(fields, NoPermissionError):
             raise fields
         return (fields, ttl) if isinstance(fields, list) else ([], -2)
@@ -202,10 +202,6 @@ class Reader:
                 replies.append(error)
         self._heard = monotonic()
         return replies
-
-
-def _ignore(_reply: Any) -> None:
-    pass
 
 
 class Feed:

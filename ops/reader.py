@@ -9,12 +9,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relay.log import shorten
-from relay.redis.resp import Query, ReplyError, parse_reply
+from relay.redis.address import Address, named
+from relay.redis.resp import Query, ReplyError, ignore, parse_reply
 
 if TYPE_CHECKING:
     import ssl
 
-Address = tuple[str, int]  # host and port
 Login = tuple[str | None, str | None]  # user name and password
 Command = tuple[str, ...]
 
@@ -52,14 +52,6 @@ class Place(NamedTuple):
 
 # What Redis and the network do. UnicodeError: the host is no name of a host.
 EXPECTED = (OSError, UnicodeError, Unreadable)
-
-
-def named(address: Address) -> str:
-    """host:port, with an IPv6 address in brackets; unix:/path for a Unix socket."""
-    host, port = address
-    if not port:
-        return f"unix:{host}"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Client:
@@ -103,7 +95,7 @@ class Client:
         """The reply to each command; an error is a ReplyError."""
         if commands:
             self._sock.settimeout(self._left())
-            self._sock.sendall(b"".join(Query(_ignore, *words) for words in commands))
+            self._sock.sendall(b"".join(Query(ignore, *words) for words in commands))
         return [self._reply() for _ in commands]
 
     def _reply(self) -> Any:
@@ -217,7 +209,3 @@ def reason_of(error: Exception) -> str:
     """For a sentence."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return shorten("no answer in time" if isinstance(error, TimeoutError) else text)
-
-
-def _ignore(_reply: Any) -> None:
-    pass

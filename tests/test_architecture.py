@@ -40,6 +40,7 @@ PURE_MODULES = (
     "relay/kinds.py",
     "relay/log.py",
     "relay/packing.py",
+    "relay/redis/address.py",
     "relay/redis/backlog.py",
     "relay/redis/cluster.py",
     "relay/redis/durable.py",

@@ -10,8 +10,9 @@ import redis
 from conftest import Subscriber, eventually
 from topology import Replicated
 
+from relay.redis.address import named
 from relay.redis.dial import connections, located, settle
-from relay.redis.endpoint import Hosts, Sentinels, named
+from relay.redis.endpoint import Hosts, Sentinels
 from relay.redis.lease import Lease
 from relay.redis.link import Timeouts
 from relay.redis.listener import Listener, Replies

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from conftest import Subscriber, eventually
 from hypothesis import given
 from hypothesis import strategies as st
+from stage import shut
 
 from relay.redis.link import Timeouts
 from relay.redis.pipeline import WINDOW
@@ -40,18 +41,10 @@ class SlowLink:
 
     def __exit__(self, *_):
         self._end.set()
-        self._shut(self._listener)
+        shut(self._listener)
         self._sockets.close()
         for thread in self._threads:
             thread.join(5)
-
-    @staticmethod
-    def _shut(sock):
-        try:
-            sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the other side has closed it
-        sock.close()
 
     def _spawn(self, target, *args):
         self._threads.append(threading.Thread(target=target, args=args))
@@ -66,7 +59,7 @@ class SlowLink:
                 return
             self.connections += 1
             for each in (client, server):
-                self._sockets.callback(self._shut, each)
+                self._sockets.callback(shut, each)
             self._spawn(self._carry, client, server, max(1, round(self._speed * TICK)), TICK)
             self._spawn(self._carry, server, client, 65536, 0)
 
@@ -79,7 +72,7 @@ class SlowLink:
         except OSError:
             pass
         for each in (source, target):
-            self._shut(each)
+            shut(each)
 
 
 class Running(Publisher):

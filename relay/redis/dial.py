@@ -9,9 +9,9 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from relay.redis.endpoint import Endpoint, Hosts, Sentinels, named
+from relay.redis.address import Address, named
+from relay.redis.endpoint import Endpoint, Hosts, Sentinels
 from relay.redis.link import Timeouts
-from relay.redis.sentinel import Address
 
 
 class _Dialled:

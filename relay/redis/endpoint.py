@@ -14,17 +14,10 @@ from typing import Protocol
 import redis
 
 from relay.log import shorten
+from relay.redis.address import Address, named
 from relay.redis.link import REDIS_ERRORS
 from relay.redis.login import is_denied
-from relay.redis.sentinel import EXPECTED, Address, MasterWatch, master_address
-
-
-def named(address: Address) -> str:
-    """host:port, with an IPv6 address in brackets; unix:/path for a Unix socket, which is (path, 0)."""
-    host, port = address
-    if not port:
-        return f"unix:{host}"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+from relay.redis.sentinel import EXPECTED, MasterWatch, master_address
 
 
 class Endpoint(Protocol):

@@ -8,14 +8,14 @@ from time import monotonic
 
 import redis
 
-from relay.redis.endpoint import Endpoint, named
+from relay.redis.address import Address, named
+from relay.redis.endpoint import Endpoint
 from relay.redis.link import REDIS_ERRORS, Link, StoodBy, Timeouts
 from relay.redis.login import is_denied
 from relay.redis.pipeline import Pipeline, Refused, Unavailable
 from relay.redis.queries import SLICE, Probe, StateHash
 from relay.redis.reports import Outages, RedisLog
 from relay.redis.role import Role
-from relay.redis.sentinel import Address
 from relay.redis.state import StateWriter
 from relay.redis.trust import ELSEWHERE, Trust
 

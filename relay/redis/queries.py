@@ -10,7 +10,7 @@ from typing import Any
 
 from relay.redis.cluster import REPLICA, Nodes
 from relay.redis.pipeline import Unavailable
-from relay.redis.resp import Query, ReplyError
+from relay.redis.resp import Query, ReplyError, ignore
 
 # Channels asked for at once: some thousand are not to keep Redis, or this process, from the messages.
 SLICE = 200
@@ -139,7 +139,7 @@ class Heartbeat:
 
     def set(self, channel: str, event: bytes) -> None:
         """What is to be published next. Any thread: one may replace another, which nobody misses."""
-        self._next = Query(_ignore, "PUBLISH", channel, event.decode(errors="backslashreplace"))
+        self._next = Query(ignore, "PUBLISH", channel, event.decode(errors="backslashreplace"))
 
     def take(self) -> list[Query]:
         """What publishes it, once."""
@@ -186,13 +186,13 @@ class StateHash:
         fields = self._fields
         was_there, self._is_there = self._is_there, bool(fields)
         if not fields:
-            return [Query(_ignore, "DEL", self.key)] if was_there else []
+            return [Query(ignore, "DEL", self.key)] if was_there else []
         queries = [
             Query(self._on_written, "HSET", self.key, *(text for pair in fields.items() for text in pair)),
-            Query(_ignore, "EXPIRE", self.key, str(self._expiry)),
+            Query(ignore, "EXPIRE", self.key, str(self._expiry)),
         ]
         if self._is_first or anew:  # another run may have left fields of streams that this one does not have
-            queries.insert(0, Query(_ignore, "DEL", self.key))
+            queries.insert(0, Query(ignore, "DEL", self.key))
             self._is_first = False
         return queries
 
@@ -217,7 +217,3 @@ class StateHash:
         elif not error and self._reasons:
             self._reasons.clear()
             self._changes.append("")
-
-
-def _ignore(_reply: Any) -> None:
-    pass

@@ -26,6 +26,10 @@ class Query(bytes):
         return query
 
 
+def ignore(_reply: Any) -> None:
+    """The on_reply of a query whose reply nobody waits for, or that is read elsewhere."""
+
+
 def publish_head(channel: str) -> bytes:
     """The beginning of a PUBLISH command; f"{size}\\r\\n{message}\\r\\n" completes it."""
     name = channel.encode()

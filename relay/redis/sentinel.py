@@ -12,11 +12,10 @@ from time import monotonic
 
 import redis
 
+from relay.redis.address import Address
 from relay.redis.link import REDIS_ERRORS
 
 log = logging.getLogger(__name__)
-
-Address = tuple[str, int]  # host and port
 
 # Seconds between two rounds of questions; that an answer may take; until a Sentinel that failed is asked again.
 EVERY, TIMEOUT, RETRY = 0.5, 0.5, 2.0

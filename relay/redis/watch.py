@@ -12,7 +12,7 @@ from typing import Any
 
 import redis
 
-from relay.redis.resp import Query, ReplyError, parse_reply
+from relay.redis.resp import Query, ReplyError, ignore, parse_reply
 
 CHUNK = 65536  # bytes read at once
 
@@ -47,8 +47,8 @@ class Watch:
         self._connection = self._connect(socket_timeout=self._timeout, socket_connect_timeout=self._timeout)
         self._connection.connect()
         self._sock = self._connection._get_socket()
-        patterned = Query(_ignore, "PSUBSCRIBE", *patterns) if patterns else b""
-        self._sock.sendall(Query(_ignore, "SUBSCRIBE", *wanted) + patterned)
+        patterned = Query(ignore, "PSUBSCRIBE", *patterns) if patterns else b""
+        self._sock.sendall(Query(ignore, "SUBSCRIBE", *wanted) + patterned)
         self._sock.settimeout(0)
         deadline = monotonic() + self._timeout
         confirmed = 0
@@ -94,7 +94,3 @@ class Watch:
         if self._connection:
             self._connection.disconnect()
         self._connection, self._unread, self.channels = None, b"", ()
-
-
-def _ignore(_reply: Any) -> None:
-    pass

@@ -1,73 +1,106 @@
 """The chart of the results, as SVG."""
 
 import math
+from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from bench.report import SATURATION, Summary, number
+from bench.report import BURST, SATURATION, Summary, number
 
-CHART_RATE = 800  # messages a second, for the delays in the chart
+CHART_RATES = (800, 20_000, 40_000)  # messages a second, of those that were played
 # One picture for light and dark pages: no background, and colours that stand out on both.
 TEXT, GRID, OURS, OTHER, FLOOR = "#7a828c", "#7a828c", "#2f81f7", "#8b949e", "#3fa36c"
-WIDTH, LEFT, RIGHT, ROW, BAR, TOP, GAP = 860, 96, 70, 30, 11, 44, 34  # pixels
+WIDTH, LEFT, ROW, BAR, TOP, BOTTOM = 980, 84, 22, 14, 46, 40  # pixels
+SPACE, VALUE, TICK = 14, 52, 38  # pixels between two columns, for the value behind the longest bar, for a tick's label
 
 
-Bars = tuple[tuple[str, str], ...]  # for each of a runner's bars: a value of Result, and its label
+@dataclass(frozen=True)
+class Column:
+    """One value of each runner: `name`, of Result, at a rate. Columns of a panel with the same name share a scale."""
+
+    title: str
+    rate: int
+    name: str
+
+
+Shown = dict[tuple[str, Column], float | None]  # a value, None where the runner has none to show
+
+
+def panels(summary: Summary) -> list[tuple[str, list[Column]]]:
+    """Title and columns of each panel, from what was played."""
+    rates = [rate for rate in CHART_RATES if rate in summary.rates]
+    titles = {rate: f"{rate:,}/s" for rate in rates}
+    costs = [Column(titles[rate], rate, "cpu") for rate in rates]
+    delays = [Column(f"p99 at {titles[rate]}", rate, "p99") for rate in rates]
+    if SATURATION in summary.rates:
+        costs.append(Column("saturation", SATURATION, "cpu"))
+    if BURST in summary.rates:
+        costs.append(Column("burst", BURST, "cpu"))
+        delays.append(Column(f"burst of {summary.burst_size:,}, to the last", BURST, "last"))
+    found = [("CPU time a message, µs", costs), ("Delay, ms", delays)]
+    return [(title, columns) for title, columns in found if columns]
 
 
 def chart(summary: Summary) -> str:
-    """The chart as SVG: CPU time a message at saturation, and delays at CHART_RATE, both on a logarithmic scale."""
-    panels: list[tuple[str, int, Bars]] = [("CPU time a message at saturation, µs", SATURATION, (("cpu", ""),))]
-    if CHART_RATE in summary.rates:
-        panels.append((f"Delay at {CHART_RATE:,} messages/s, ms", CHART_RATE, (("p50", "p50"), ("p99", "p99"))))
-    drawn, y = [], 0
-    for title, rate, names in panels:
-        runners = [runner for runner in summary.runners if summary.median(runner, rate, names[0][0])]
-        drawn.append(panel(summary, runners, title, rate, names, y))
-        y += TOP + ROW * len(runners) + GAP
+    """The chart as SVG: a panel for the CPU time and one for the delay, a row a runner, all on logarithmic scales."""
+    height = TOP + ROW * len(summary.runners) + BOTTOM
+    found = panels(summary)
+    drawn = [panel(summary, title, columns, n * height) for n, (title, columns) in enumerate(found)]
+    size = f"viewBox='0 0 {WIDTH} {height * len(found)}' width='{WIDTH}' height='{height * len(found)}'"
     style = "font-family='-apple-system,Segoe UI,Helvetica,Arial,sans-serif' font-size='12'"
-    head = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {y}' width='{WIDTH}' height='{y}' {style}>"
-    return "\n".join((head, *drawn, "</svg>", ""))
+    return "\n".join((f"<svg xmlns='http://www.w3.org/2000/svg' {size} {style}>", *drawn, "</svg>", ""))
 
 
-def panel(summary: Summary, runners: list[str], title: str, rate: int, names: Bars, y: int) -> str:
-    shown = {
-        (runner, name): summary.median(runner, rate, name)
-        for runner in runners
-        for name, _ in names
-        if not (summary.stalls(runner) if rate == SATURATION else summary.behind(runner, rate))
-    }
-    values = [value for value in shown.values() if value]
-    low = 10.0 ** math.floor(math.log10(min(values) / 1.5))
-    high = max(values)
-    scale = (WIDTH - LEFT - RIGHT) / math.log10(high / low)
-    bottom = y + TOP + ROW * len(runners)
-    parts = [text(0, y + 18, title, weight="600"), text(WIDTH, y + 18, "log scale, shorter is better", anchor="end")]
-    steps = (1, 2, 5) if high / low < 100 else (1,)
-    for tick in (step * low * 10**n for n in range(9) for step in steps if step * low * 10**n <= high):
-        x = LEFT + math.log10(tick / low) * scale
-        parts.append(f"<path d='M{x:.1f} {y + TOP - 8}V{bottom}' stroke='{GRID}' stroke-opacity='0.3'/>")
-        parts.append(text(x, bottom + 16, f"{tick:g}", anchor="middle"))
-    for n, runner in enumerate(runners):
-        middle = y + TOP + ROW * n + ROW / 2 - 4
-        colour = {"ours": OURS, "limit": FLOOR}.get(runner, OTHER)
-        parts.append(text(LEFT - 8, middle + 4, runner, anchor="end", colour=colour, weight="600"))
-        for m, (name, label) in enumerate(names):
-            value = shown.get((runner, name))
-            height = BAR * 2 if len(names) == 1 else BAR
-            top = middle - BAR + m * (BAR + 1)
-            if value is None:
-                remark = "stalls" if rate == SATURATION else f"{summary.verdict(runner, rate)}, see the tables"
-                if m == 0:
-                    parts.append(text(LEFT + 6, middle + 4, remark))
-                continue
-            length = max(2, math.log10(value / low) * scale)
-            paint = f"fill='{colour}'" + (" fill-opacity='0.55'" if m else "")
-            parts.append(f"<rect x='{LEFT}' y='{top:.1f}' width='{length:.1f}' height='{height}' rx='2' {paint}/>")
-            at = top + height / 2 + 4
-            parts.append(
-                text(LEFT + length + 5, at, f"{number(value)} {label}".strip(), size=11 if len(names) > 1 else 12)
-            )
+def panel(summary: Summary, title: str, columns: list[Column], y: int) -> str:
+    parts = [text(0, y + 16, title, weight="600"), text(WIDTH, y + 16, "log scale, shorter is better", anchor="end")]
+    shown = {(runner, one): value(summary, runner, one) for runner in summary.runners for one in columns}
+    for n, runner in enumerate(summary.runners):
+        middle = y + TOP + ROW * (n + 0.5) + 4
+        parts.append(text(LEFT - 8, middle, runner, anchor="end", colour=colour_of(runner), weight="600"))
+    width = (WIDTH - LEFT) / len(columns)
+    for n, one in enumerate(columns):
+        parts += drawn_column(summary, shown, one, LEFT + n * width, y, width - SPACE - VALUE)
     return "\n".join(parts)
+
+
+def value(summary: Summary, runner: str, column: Column) -> float | None:
+    """As in the tables: who cannot keep up has a CPU time but no delay, who stalls has neither."""
+    hidden = summary.remark(runner, column.rate) and (column.name != "cpu" or column.rate == SATURATION)
+    return None if hidden else summary.median(runner, column.rate, column.name)
+
+
+def drawn_column(summary: Summary, shown: Shown, column: Column, x: float, y: int, width: float) -> list[str]:
+    """A column from x on; its longest bar would have that width."""
+    alike = [found for (_, other), found in shown.items() if other.name == column.name and found]
+    low, high = limits(alike)
+    decade = width / math.log10(high / low)  # pixels
+    bottom = y + TOP + ROW * len(summary.runners)
+    parts = [text(x, y + TOP - 10, column.title)]
+    for n in range(math.floor(math.log10(high / low)) + 1):
+        at = x + n * decade
+        parts.append(f"<path d='M{at:.1f} {y + TOP - 4}V{bottom}' stroke='{GRID}' stroke-opacity='0.3'/>")
+        if n % math.ceil(TICK / decade) == 0:
+            parts.append(text(at, bottom + 14, f"{low * 10**n:g}", anchor="middle", size=11))
+    for n, runner in enumerate(summary.runners):
+        top = y + TOP + ROW * n + (ROW - BAR) / 2
+        found = shown[runner, column]
+        if not found:
+            parts.append(text(x + 4, top + BAR - 3, summary.remark(runner, column.rate) or "-"))
+            continue
+        length = max(2, math.log10(found / low) * decade)
+        paint = f"fill='{colour_of(runner)}'"
+        parts.append(f"<rect x='{x:.1f}' y='{top:.1f}' width='{length:.1f}' height='{BAR}' rx='2' {paint}/>")
+        parts.append(text(x + length + 4, top + BAR - 3, number(found)))
+    return parts
+
+
+def limits(values: list[float]) -> tuple[float, float]:
+    """Where the bars begin, a power of ten well below all values, and the largest value."""
+    low = 10.0 ** math.floor(math.log10(min(values, default=1.0) / 1.5))
+    return low, max(values, default=10 * low)
+
+
+def colour_of(runner: str) -> str:
+    return {"ours": OURS, "limit": FLOOR}.get(runner, OTHER)
 
 
 def text(

@@ -1,10 +1,10 @@
 """What one play came to: the two columns of the board made into a Result. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.report import LATE, SATURATION, Result
+from bench.report import BURST, LATE, Result
 
 SECOND = 1_000_000_000  # nanoseconds
 
@@ -53,7 +53,7 @@ def delays(window: Window, sent: Sequence[int], received: Sequence[int], route: 
     Args:
         sent, received: nanoseconds by message index, from 1; 0 = never.
         route: the connection of message n is route[(n - 1) % len(route)].
-        paced: not at saturation, so that a delay means something.
+        paced: at a rate, so that a delay means something.
     """
     newest: dict[Any, int] = {}  # connection -> its last message that arrived
     for index in range(len(sent) - 1, 0, -1):
@@ -85,9 +85,13 @@ def result(
     facts: dict[str, Any],
 ) -> Result:
     """The Result of a play; `facts` has the fields of Result that the board does not know, `rate` among them."""
-    paced = facts["rate"] != SATURATION
+    paced, burst = facts["rate"] > 0, facts["rate"] == BURST
+    if burst:
+        window = replace(window, ended=max(window.begun, *received[1:]) + 1)
     arrived = sum(map(window.holds, received[1:]))
     found = delays(window, sent, received, route, paced)
+    if burst:
+        found.late = found.count - len(found.delays) - found.missing
     timed = paced and len(found.delays) > 1
     return Result(
         **facts,
@@ -95,7 +99,9 @@ def result(
         cpu=window.cpu / arrived * 1e6 if arrived else None,
         p50=found.at(0.5) if timed else None,
         p99=found.at(0.99) if timed else None,
+        p999=found.at(0.999) if timed else None,
         worst=found.at(1) if timed else None,
+        last=found.at(1) if burst and found.delays else None,
         late=found.late,
         missing=found.missing,
         count=found.count,

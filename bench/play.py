@@ -2,6 +2,8 @@
 
 import multiprocessing
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from bench import frames, sender, subscriber
 from bench.board import LAST, Board
 from bench.measure import SECOND, Window, result
 from bench.proc import OUT
-from bench.report import SATURATION, Result
+from bench.report import BURST, SATURATION, Result
 from bench.runners import Process, Runner
 from sandbox.redis import LocalRedis
 
@@ -21,6 +23,9 @@ SETTLE = 0.5  # seconds between a runner's subscriptions and the play
 WARM_UP = 1.0  # seconds at the beginning of a play that are not measured
 QUIET = 0.5  # seconds without an arrival after which nothing more is expected
 DRAIN = 3.0  # seconds after a play within which a message must arrive
+CALM = 0.1  # seconds without an arrival in a burst after which the CPU time is taken
+BURST_QUIET = 3.0  # and after which it is over; a runner may read all of it before it publishes
+BURST_LIMIT = 30.0  # seconds a burst may take
 ANSWER_TIMEOUT = 60.0  # seconds for a helper process to answer
 
 
@@ -68,30 +73,54 @@ class Bench:
 
     def play(self, runner: Runner, turn: int, rate: int, seconds: float) -> Result:
         """Start the runner, play to it, end it. Raises Skipped and Failed."""
+        self.subscriber.ask("start")
+        try:
+            with self.running(runner) as process:
+                self.sender.pipe.send(("play", rate, WARM_UP + seconds))
+                time.sleep(WARM_UP)
+                begun, cpu = time.monotonic_ns(), process.cpu()
+                time.sleep(seconds)
+                window = Window(begun, time.monotonic_ns(), process.cpu() - cpu)
+                played = self.sender.answer(seconds + ANSWER_TIMEOUT)
+                if rate != SATURATION:
+                    window = replace(window, quiet=self.drain())
+                memory = process.memory()
+        finally:
+            seen = self.subscriber.ask("finish")
+        facts = {"runner": runner.name, "turn": turn, "rate": rate, "memory": memory}
+        return self.measure(window, runner, facts, played, seen)
+
+    def burst(self, runner: Runner, turn: int, count: int) -> Result:
+        """Start the runner, send it `count` messages at once, end it. Raises Skipped and Failed."""
+        self.subscriber.ask("start")
+        try:
+            with self.running(runner) as process:
+                cpu = process.cpu()
+                begun = self.sender.ask(("burst", count, BURST_LIMIT))
+                quiet, used = self.follow(process, begun)
+                window = Window(begun, time.monotonic_ns(), used - cpu, quiet)
+                played = self.sender.answer()
+                memory = process.memory()
+        finally:
+            seen = self.subscriber.ask("finish")
+        facts = {"runner": runner.name, "turn": turn, "rate": BURST, "memory": memory}
+        return self.measure(window, runner, facts, played, seen)
+
+    @contextmanager
+    def running(self, runner: Runner) -> Iterator[Process]:
+        """The runner, once it has subscribed everything. Raises Failed, also when it ends before it is ended here."""
         while self.sender.pipe.poll():
             self.sender.pipe.recv()  # a runner that was ready too late
         self.sender.pipe.send(("await", runner.unsupported))
-        self.subscriber.ask("start")
         process = Process(runner, self.groups, self.url, self.authority, self.redis.port)
         try:
             self.wait_until_ready(process)
             time.sleep(SETTLE)
-            self.sender.pipe.send(("play", rate, WARM_UP + seconds))
-            time.sleep(WARM_UP)
-            begun, cpu = time.monotonic_ns(), process.cpu()
-            time.sleep(seconds)
-            window = Window(begun, time.monotonic_ns(), process.cpu() - cpu)
-            played = self.sender.answer(seconds + ANSWER_TIMEOUT)
-            if rate != SATURATION:
-                window = replace(window, quiet=self.drain())
-            memory = process.memory()
+            yield process
             if process.ended is not None:
                 raise Failed(f"ended by itself with exit code {process.ended}")
         finally:
             process.stop()
-            seen = self.subscriber.ask("finish")
-        facts = {"runner": runner.name, "turn": turn, "rate": rate, "memory": memory}
-        return self.measure(window, runner, facts, played, seen)
 
     def wait_until_ready(self, process: Process) -> None:
         deadline = time.monotonic() + READY_TIMEOUT
@@ -112,6 +141,20 @@ class Bench:
             if time.monotonic_ns() - self.board.received[LAST] > QUIET * SECOND:
                 return True
         return False
+
+    def follow(self, process: Process, begun: int) -> tuple[bool, float]:
+        """Wait until a burst is over: whether it is by BURST_LIMIT, and the runner's CPU time just after the last
+        arrival.
+        """
+        used, taken_at = process.cpu(), 0
+        while (now := time.monotonic_ns()) < begun + BURST_LIMIT * SECOND:
+            last = max(self.board.received[LAST], begun)
+            if now - last > CALM * SECOND and taken_at != last:
+                used, taken_at = process.cpu(), last
+            if now - last > BURST_QUIET * SECOND:
+                return True, used
+            time.sleep(0.02)
+        return False, process.cpu()
 
     def measure(
         self, window: Window, runner: Runner, facts: dict[str, Any], played: dict[str, Any], seen: dict[str, int]

@@ -8,6 +8,7 @@ from pathlib import Path
 from sandbox.redis import end_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
+TICK = os.sysconf("SC_CLK_TCK")
 OUT = ROOT / "bench" / "out"  # logs and installed packages; not in the repository
 
 
@@ -29,9 +30,10 @@ def start(command: Sequence[str], settings: Mapping[str, str], log: str) -> subp
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU time, user and system, of the process's living threads.
+    """Seconds of CPU time, user and system, that the process has used.
 
-    From schedstat, in nanoseconds; stat counts the same in hundredths of a second, too coarse for a quiet rate.
+    From schedstat, in nanoseconds; stat counts the same in hundredths of a second, too coarse for a quiet rate, but
+    also what threads used that have ended since.
     """
     total = 0
     for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
@@ -39,7 +41,11 @@ def cpu(pid: int) -> float:
             total += int(thread.read_text().split()[0])
         except OSError:
             continue  # ended meanwhile
-    return total / 1e9
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return total / 1e9  # ended meanwhile
+    return max(total / 1e9, (int(fields[11]) + int(fields[12])) / TICK)
 
 
 def memory(pid: int, what: str = "VmRSS") -> float:

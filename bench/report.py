@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SATURATION = 0  # the rate that means: as fast as they are read
+BURST = -1  # the rate that means: many at once, and nothing else
 LATE = 1.0  # seconds on the way after which a message counts as late
 BEHIND = 0.01  # share of late and missing messages from which a runner did not keep up
 REFERENCES = ("naive", "go", "limit")  # the runners that ratios are taken to
@@ -16,11 +17,12 @@ class Result:
     """One play.
 
     Attributes:
-        rate: asked for, messages a second; 0 = saturation.
+        rate: asked for, messages a second; 0 = saturation, -1 = a burst.
         arrived: a second, within the measured seconds.
         cpu: of the runner, microseconds for each arrived message; None when nothing arrived.
-        p50, p99, worst: delay from sending to arrival, milliseconds; None at saturation.
-        late: messages more than LATE on the way, or not there when the play was over.
+        p50, p99, p999, worst: delay from sending to arrival, milliseconds; only at a rate.
+        last: from the beginning of a burst to the arrival of its last message, milliseconds; None in other plays.
+        late: messages more than LATE on the way (at a rate), or not there when the play was over (not at saturation).
         missing: messages that never arrive: later ones of their connection did, or all was quiet.
         count: messages sent within the measured seconds.
         again: arrivals of a message that was there already.
@@ -37,7 +39,9 @@ class Result:
     cpu: float | None
     p50: float | None
     p99: float | None
+    p999: float | None
     worst: float | None
+    last: float | None
     late: int
     missing: int
     count: int
@@ -50,16 +54,19 @@ class Result:
 
     @property
     def behind(self) -> bool:
-        """Whether the runner could not keep up with the rate."""
+        """Whether the runner could not keep up with the rate, or did not deliver a burst."""
+        if self.rate == BURST and self.late:
+            return True
         return self.rate != SATURATION and self.late + self.missing > BEHIND * self.count
 
     def line(self) -> str:
         """For the terminal, while the benchmark runs."""
-        rate = "saturation" if self.rate == SATURATION else f"{self.rate:,}/s"
+        rate = {SATURATION: "saturation", BURST: "burst"}.get(self.rate, f"{self.rate:,}/s")
         cpu = "-" if self.cpu is None else f"{self.cpu:.1f}"
         text = f"{self.turn}  {self.runner:<11}{rate:>11}  {self.arrived:>9,.0f}/s  {cpu:>7} µs"
-        if self.p50 is not None and self.p99 is not None and self.worst is not None:
-            text += f"  p50 {self.p50:8.3f}  p99 {self.p99:8.3f}  max {self.worst:8.3f} ms"
+        for name, delay in (("p50", self.p50), ("p99", self.p99), ("p99.9", self.p999), ("max", self.worst)):
+            text += "" if delay is None else f"  {name} {delay:8.3f}"
+        text += "" if self.last is None else f"  last after {self.last:,.0f} ms"
         for number, what in ((self.late, "late"), (self.missing, "missing"), (self.again, "in parts")):
             text += f"  {number} {what}" if number else ""
         return text + (f"  {self.lost_connections} connections lost" if self.lost_connections else "")
@@ -113,13 +120,25 @@ class Summary:
 
     def kept(self, runner: str) -> int:
         """The highest rate played that the runner kept up with; 0 = none."""
-        return max(
-            (rate for rate in self.rates if self.plays(runner, rate) and not self.behind(runner, rate)), default=0
-        )
+        rates = (rate for rate in self.rates if rate > 0 and self.plays(runner, rate))
+        return max((rate for rate in rates if not self.behind(runner, rate)), default=0)
 
     def stalls(self, runner: str) -> bool:
         """Whether flooded it gets less through than at a rate: it reads without end and does nothing else."""
         return (self.median(runner, SATURATION, "arrived") or 0) < self.kept(runner) / 2
+
+    def remark(self, runner: str, rate: int) -> str:
+        """What stands in the place of a value that would mislead; empty if there is no such reason."""
+        if not self.plays(runner, rate):
+            return ""
+        if rate == SATURATION:
+            return "stalls" if self.stalls(runner) else ""
+        return self.verdict(runner, rate) if self.behind(runner, rate) else ""
+
+    @property
+    def burst_size(self) -> int:
+        """Messages a burst."""
+        return max((play.count for (_, rate), plays in self.cells.items() if rate == BURST for play in plays.values()))
 
     def median(self, runner: str, rate: int, name: str) -> float | None:
         values = [value for play in self.plays(runner, rate) if (value := getattr(play, name)) is not None]
@@ -144,7 +163,9 @@ class Summary:
         return number(statistics.median(ratios) if ratios else None)
 
     def tables(self) -> list[Table]:
-        return [self.saturation() if rate == SATURATION else self.paced(rate) for rate in self.rates]
+        special = {SATURATION: self.saturation, BURST: self.burst}
+        order = sorted(self.rates, key=lambda rate: (rate != SATURATION, rate))
+        return [special[rate]() if rate in special else self.paced(rate) for rate in order]
 
     def saturation(self) -> Table:
         header = ["runner", "messages/s", *self.times, "CPU µs/message", *self.times]
@@ -160,9 +181,23 @@ class Summary:
                 rows.append([*row, f"{kept:,}/s" if (kept := self.kept(runner)) else "-"])
         return Table("At saturation", header, rows)
 
+    def burst(self) -> Table:
+        header = ["runner", "last after ms", *self.times, "CPU µs/message", *self.times, "lost", "peak MB"]
+        rows = []
+        for runner in self.runners:
+            if not (plays := self.plays(runner, BURST)):
+                continue
+            last = self.cell(runner, BURST, "last")
+            if self.behind(runner, BURST):
+                last = [self.verdict(runner, BURST)] + ["-"] * (len(last) - 1)
+            row = [runner, *last, *self.cell(runner, BURST, "cpu")]
+            sent, missing = (sum(getattr(play, name) for play in plays) for name in ("count", "missing"))
+            rows.append([*row, share(missing, sent), number(self.median(runner, BURST, "memory"))])
+        return Table(f"A burst of {self.burst_size:,} messages", header, rows)
+
     def paced(self, rate: int) -> Table:
         header = ["runner", "arrived/s", "CPU µs/message", *self.times]
-        header += ["p50 ms", *self.times, "p99 ms", *self.times, "max ms", "late", "lost", "peak MB"]
+        header += ["p50 ms", *self.times, "p99 ms", *self.times, "p99.9 ms", "max ms", "late", "lost", "peak MB"]
         rows = []
         for runner in self.runners:
             plays = self.plays(runner, rate)
@@ -170,7 +205,7 @@ class Summary:
                 continue
             row = [runner, number(self.median(runner, rate, "arrived")), *self.cell(runner, rate, "cpu")]
             delays = [*self.cell(runner, rate, "p50"), *self.cell(runner, rate, "p99")]
-            delays.append(number(max(play.worst or 0 for play in plays)))
+            delays += [number(self.median(runner, rate, "p999")), number(max(play.worst or 0 for play in plays))]
             sent, late, missing = (sum(getattr(play, name) for play in plays) for name in ("count", "late", "missing"))
             if self.behind(runner, rate):
                 delays = [self.verdict(runner, rate)] + ["-"] * (len(delays) - 1)
@@ -216,9 +251,11 @@ def markdown(summary: Summary, about: dict[str, Any], chart: str) -> str:
         "CPU is user and system time of the runner's processes for each message that arrived. Late: more than "
         f"{LATE:g} s on the way. Behind, loses: more than {BEHIND:.0%} of the messages late, or lost. Stalls: at "
         "saturation it keeps reading and publishes nearly nothing. At a rate each frame has its own TLS record; at "
-        f"saturation {about['frames_per_write_at_saturation']} share one on average, and the sender, Redis and the "
-        "subscriber share the machine with the runner: the fastest wait for them. Peak MB sums the processes' peaks. "
-        f"{about['lag']}",
+        f"saturation and in a burst {about['frames_per_write_at_saturation']} share one on average. The sender, Redis "
+        "and the subscriber share the machine with the runner: the fastest wait for them. A burst comes to a runner "
+        "that was idle since it subscribed; the time is from the first write to the last arrival, behind if messages "
+        "still arrive after 30 s. Peak MB sums the processes' peaks.",
+        f"{about['sender']} {about['lag']}",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()) + ".",
         "Frames in bytes (count, smallest, median, 95th percentile, largest): "
         + "; ".join(f"{kind} {', '.join(f'{size:,}' for size in sizes)}" for kind, sizes in about["frames"].items())

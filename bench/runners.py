@@ -21,7 +21,6 @@ HERE = Path(__file__).resolve().parent
 STOP_TIMEOUT = 8.0  # seconds between SIGTERM and SIGKILL
 INSTALL_TIMEOUT = 300.0  # seconds for one peer
 GO_LIBRARIES = "golang-github-gorilla-websocket-dev golang-github-gomodule-redigo-dev"
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Skipped(Exception):
@@ -105,7 +104,7 @@ class Process:
         return found
 
     def cpu(self) -> float:
-        """Seconds of CPU time, user and system, that the tree's living threads have used."""
+        """Seconds of CPU time, user and system, that the tree's living processes have used."""
         return sum(map(cpu, self.tree()))
 
     def memory(self) -> float:

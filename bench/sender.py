@@ -5,12 +5,10 @@ to send. At saturation FRAMES_PER_WRITE frames of a connection share a write on 
 record), as Nagle-free servers and the proxies before them coalesce what waits; what a write holds depends on the
 mix, not on the reader. A connection that does not take its frames never holds up the others at a rate: its frames
 wait, and count as sent from the time they were due. At saturation the next frames wait for the slowest connection,
-so that the mix stays the same for all.
+so that the mix stays the same for all. A burst is written as at saturation, but ready-made, and no connection waits
+for another.
 """
 
-import base64
-import collections
-import hashlib
 import json
 import re
 import selectors
@@ -18,123 +16,35 @@ import signal
 import socket
 import ssl
 import time
+from array import array
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from bench import frames
 from bench.board import SLOTS, Board
+from bench.clients import CLOSE, PING, PONG, SECOND, TEXT, Client, make_room
 from sandbox.bybit.wire import text_frame
 from sandbox.redis import end_with_parent
 
-FRAMES_PER_WRITE = 16  # at saturation, on average over the connections
+FRAMES_PER_WRITE = 16  # at saturation and in a burst, on average over the connections
 ACK_DELAY = 0.02  # seconds from a subscription to its acknowledgement
-HANDSHAKE_TIMEOUT = 5.0  # seconds
 TEND_EVERY = 20_000_000  # nanoseconds between two reads of the clients' requests
-SECOND = 1_000_000_000  # nanoseconds
-GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455
 ANY_DEPTH = re.compile(r"^orderbook\.\d+\.")  # who can subscribe only another depth gets the same frames
-TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 
 
-class Client:
-    """One connection of a runner, after its handshake; never blocks."""
-
-    def __init__(self, sock: ssl.SSLSocket) -> None:
-        sock.settimeout(HANDSHAKE_TIMEOUT)
-        sock.do_handshake()
-        request = b""
-        while b"\r\n\r\n" not in request:
-            piece = sock.recv(65_536)
-            if not piece:
-                raise ConnectionError("closed in the handshake")
-            request += piece
-        head, self.inbox = request.split(b"\r\n\r\n", 1)
-        fields = dict(line.split(b":", 1) for line in head.split(b"\r\n")[1:])
-        key = next(value.strip() for name, value in fields.items() if name.lower() == b"sec-websocket-key")
-        accept = base64.b64encode(hashlib.sha1(key + GUID).digest())
-        sock.sendall(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-        )
-        sock.setblocking(False)
-        self.sock = sock
-        self.waiting: collections.deque[bytes] = collections.deque()  # what the kernel would not take yet
-        self.open = True
-
-    def send(self, data: bytes | bytearray) -> None:
-        """Write, or keep what cannot be written now."""
-        if not self.open:
-            return
-        if self.waiting:
-            self.waiting.append(bytes(data))
-            return
-        try:
-            written = self.sock.send(data)
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            written = 0
-        except OSError:
-            self.close()
-            return
-        if written < len(data):
-            self.waiting.append(bytes(data[written:]))
-
-    def flush(self) -> None:
-        """Write what waits, as far as it goes."""
-        while self.waiting and self.open:
-            first = self.waiting.popleft()
-            try:
-                written = self.sock.send(first)
-            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                written = 0
-            except OSError:
-                self.close()
-                return
-            if written < len(first):
-                self.waiting.appendleft(first[written:])
-                return
-
-    def messages(self) -> list[tuple[int, bytes]]:
-        """What the client sent since the last call: opcode and payload of each frame."""
-        try:
-            while piece := self.sock.recv(65_536):
-                self.inbox += piece
-            self.close()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
-        except OSError:
-            self.close()
-        found = []
-        while len(self.inbox) >= 6:
-            size, at = self.inbox[1] & 127, 2
-            if size == 126:
-                size, at = int.from_bytes(self.inbox[2:4], "big"), 4
-            elif size == 127:
-                size, at = int.from_bytes(self.inbox[2:10], "big"), 10
-            if len(self.inbox) < at + 4 + size:
-                break
-            mask, masked = self.inbox[at : at + 4], self.inbox[at + 4 : at + 4 + size]
-            payload = bytes(byte ^ mask[n & 3] for n, byte in enumerate(masked))
-            found.append((self.inbox[0] & 15, payload))
-            self.inbox = self.inbox[at + 4 + size :]
-        return found
-
-    def close(self) -> None:
-        self.open = False
-        self.waiting.clear()
-        self.sock.close()
+Route = Sequence[tuple[frames.Frame, Client]]
 
 
-def make_room(clients: list[Client], until: int) -> bool:
-    """Writes what waits for clients that take it again, until then (monotonic_ns) at most. Whether anything waited."""
-    blocked = [client for client in clients if client.waiting and client.open]
-    if blocked:
-        with selectors.PollSelector() as selector:
-            for client in blocked:
-                selector.register(client.sock, selectors.EVENT_WRITE, client)
-            for key, _ in selector.select(max(0, until - time.monotonic_ns()) / SECOND):
-                key.data.flush()
-    return bool(blocked)
+def joined(route: Route, index: int, count: int) -> list[tuple[Client, bytes]]:
+    """The writes, one a connection, with the `count` frames that follow frame `index`."""
+    parts: dict[int, tuple[Client, list[bytearray]]] = {}
+    length = len(route)
+    for number in range(index, index + count):
+        frame, client = route[number % length]
+        parts.setdefault(id(client), (client, []))[1].append(frame.mark(number + 1))
+    return [(client, b"".join(part)) for client, part in parts.values()]
 
 
 class Sender:
@@ -186,6 +96,8 @@ class Sender:
             self.wanted = {topic for topic in self.every if not topic.startswith(kinds)} if kinds else self.every
         elif order == "play":
             self.orders.send(self.play(*arguments))
+        elif order == "burst":
+            self.orders.send(self.burst(*arguments))
 
     def accept(self) -> None:
         raw, _ = self.listener.accept()
@@ -227,18 +139,48 @@ class Sender:
         """Send for `seconds`, `rate` frames a second, 0 = as fast as they are read.
 
         Returns:
-            How many were sent, connections that were lost, and the longest delay of a frame that was the sender's own
-            fault, in seconds.
+            How many were sent and within how many seconds, how many writes still wait for a reader, connections that
+            were lost, and the longest delay of a frame that was the sender's own fault, in seconds.
         """
         before = [client for client in self.clients if client.open]
-        # Frames of a topic without a subscriber are left out, and no message is counted for them.
-        route = [(frame, self.topics[frame.topic]) for frame in self.cycle if frame.topic in self.topics]
+        route = self.route()
         begun = time.monotonic_ns()
         sent, lag = self.flood(route, seconds) if rate == 0 else self.pace(route, rate, seconds)
-        lost = sum(not client.open for client in before)
-        return {"sent": sent, "begun": begun, "lost": lost, "lag": lag}
+        took = (time.monotonic_ns() - begun) / SECOND
+        return self.outcome(before, sent, took) | {"lag": lag}
 
-    def pace(self, route: list[tuple[frames.Frame, Client]], rate: int, seconds: float) -> tuple[int, float]:
+    def burst(self, count: int, seconds: float) -> dict[str, float]:
+        """Send `count` frames at once, within `seconds` at most; when it begins it says so, in nanoseconds.
+
+        Returns:
+            As play(). All count as sent when it began.
+        """
+        before = [client for client in self.clients if client.open]
+        route = self.route()
+        block = FRAMES_PER_WRITE * len(self.clients)
+        writes = [one for at in range(0, count, block) for one in joined(route, at, min(block, count - at))]
+        begun = time.monotonic_ns()
+        self.board.sent[1 : count + 1] = array("q", [begun]) * count
+        self.orders.send(begun)
+        for client, data in writes:
+            client.send(data)
+        while any(client.waiting for client in before) and (now := time.monotonic_ns()) < begun + seconds * SECOND:
+            self.between(now + TEND_EVERY)
+        took = (time.monotonic_ns() - begun) / SECOND
+        return self.outcome(before, count, took) | {"lag": 0.0}
+
+    @staticmethod
+    def outcome(clients: list[Client], sent: int, took: float) -> dict[str, float]:
+        waiting = sum(len(client.waiting) for client in clients)
+        return {"sent": sent, "took": took, "waiting": waiting, "lost": sum(not client.open for client in clients)}
+
+    def route(self) -> Route:
+        """The frames of the cycle, and where each goes. Those of a topic without a subscriber are left out, and no
+        message is counted for them.
+        """
+        return [(frame, self.topics[frame.topic]) for frame in self.cycle if frame.topic in self.topics]
+
+    def pace(self, route: Route, rate: int, seconds: float) -> tuple[int, float]:
         clock, sent, length = time.monotonic_ns, self.board.sent, len(route)
         count = min(int(rate * seconds), SLOTS - 1)
         index = worst = 0
@@ -257,25 +199,20 @@ class Sender:
             self.between(start + index * SECOND // rate)
         return index, worst / SECOND
 
-    def flood(self, route: list[tuple[frames.Frame, Client]], seconds: float) -> tuple[int, float]:
-        clock, sent, length = time.monotonic_ns, self.board.sent, len(route)
+    def flood(self, route: Route, seconds: float) -> tuple[int, float]:
+        clock, sent = time.monotonic_ns, self.board.sent
         clients = list({id(client): client for _, client in route}.values())
         block = FRAMES_PER_WRITE * len(clients)
-        parts: dict[int, list[bytearray]] = {id(client): [] for client in clients}
         index, end = 0, clock() + int(seconds * SECOND)
         while (now := clock()) < end and index + block < SLOTS and any(client.open for client in clients):
             if any(client.waiting for client in clients):
                 self.between(now + TEND_EVERY)
                 continue
-            for _ in range(block):
-                frame, client = route[index % length]
-                index += 1
-                parts[id(client)].append(frame.mark(index))
-                sent[index] = now
-            for client in clients:
-                if part := parts[id(client)]:
-                    client.send(b"".join(part))
-                    part.clear()
+            writes = joined(route, index, block)
+            sent[index + 1 : index + block + 1] = array("q", [now]) * block
+            index += block
+            for client, data in writes:
+                client.send(data)
             if now - self.tended > TEND_EVERY:
                 self.tend()
         return index, 0.0

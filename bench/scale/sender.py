@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from bench.clients import CLOSE, PING, PONG, SECOND, TEXT, Client, make_room
 from bench.scale.frames import CYCLE, FIRST_U, Frame, cycle
 from bench.scale.measure import Played
-from bench.sender import CLOSE, PING, PONG, SECOND, TEXT, Client, make_room
 from sandbox.bybit.wire import text_frame
 from sandbox.redis import end_with_parent
 

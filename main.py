@@ -173,7 +173,10 @@ class Collector:
         starts: dict[str, Callable[[], None]] = {"Redis": publisher.start}
         if leadership:
             starts["Leader"] = partial(leadership.start, exchange)
-        return Services(starts | {"Snapshots": self.snapshots.start, "Requests": self.listener.start})
+        return Services(
+            starts
+            | {"Reader": exchange.reactor.start, "Snapshots": self.snapshots.start, "Requests": self.listener.start}
+        )
 
     def monitor(self) -> Monitor:
         streams = self.streams
@@ -208,6 +211,7 @@ class Collector:
         relieved = leadership is not None and leadership.stop(deadline - STOP_TIMEOUT / 2)  # another one publishes
         exchange.stop.set()
         exchange.close_all()
+        exchange.reactor.stop()
         # At most half of what is left: a hung callback must not cost the backlog.
         self.streams.join((monotonic() + deadline) / 2)
         if publisher.connected and not relieved:  # otherwise it would be the one message to wait for
@@ -218,7 +222,12 @@ class Collector:
             log.error("%(messages)d messages could not be delivered to Redis and are lost", {"messages": left})
         if leadership:
             leadership.close()
-        for each in (self.instruments, self.listener, self.snapshots):  # they have ended, unless something hangs
+        for each in (
+            exchange.reactor,
+            self.instruments,
+            self.listener,
+            self.snapshots,
+        ):  # they have ended, unless something hangs
             each.join(deadline)
         return 1 if left else 0
 

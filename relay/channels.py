@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
+from relay.batch import Batch
 from relay.events import encoded
 from relay.kinds import is_symbol
 
@@ -50,6 +52,11 @@ class SymbolChannels:
         self.channel = channel
         self.remembered: dict[bytes, str] = {}
 
+    def of(self, message: bytes) -> str:
+        """The channel of a message."""
+        # The look-up is all of the test that is made: what begins like a message that was remembered is like it.
+        return self.remembered.get(message[: message.find(b'"', 10)]) or self.find(message)
+
     def find(self, message: bytes) -> str:
         """The channel of a message whose beginning is not remembered."""
         end = message.find(b'"', len(_BEGIN), _MAX_TOPIC) if message.startswith(_BEGIN) else -1
@@ -94,11 +101,13 @@ def by_symbol(publish: Publish) -> Publish:
     kinds: dict[str, SymbolChannels] = {}  # by the channel for all
 
     def publish_by_symbol(channel: str, message: Any) -> None:
+        channels = kinds.get(channel) or kinds.setdefault(channel, SymbolChannels(channel))
+        if isinstance(message, Batch):
+            for found, messages in groupby(message, channels.of):
+                publish(found, Batch(messages))
+            return
         if not isinstance(message, bytes):
             message = encoded(message)
-        channels = kinds.get(channel) or kinds.setdefault(channel, SymbolChannels(channel))
-        # The look-up is all of the test that is made: what begins like a message that was remembered is like it.
-        known = channels.remembered.get(message[: message.find(b'"', 10)])
-        publish(known or channels.find(message), message)
+        publish(channels.of(message), message)
 
     return publish_by_symbol

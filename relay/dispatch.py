@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, TypeVar
 
+from relay.batch import Batch
 from relay.errors import ConnectionLost
 from relay.log import LogOnce, shorten
 from relay.stats import StreamStats
@@ -25,6 +26,22 @@ def raw(callback: C) -> C:
     return callback
 
 
+def batched(callback: C) -> C:
+    """Marks a callback that takes the text of a message, in bytes, or a Batch of such texts: all that has come at once.
+    It must not block: it may run on the thread that reads all connections.
+    """
+    callback.batched = True  # type: ignore[attr-defined]
+    return raw(callback)
+
+
+def is_utf8(message: bytes) -> bool:
+    try:
+        message.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class Router:
     """Delivers the messages of one connection, on its stream's thread.
 
@@ -39,6 +56,7 @@ class Router:
         on_control: Callable[[dict[str, Any]], None],
     ) -> None:
         self._stats, self._log_once, self._on_control = stats, log_once, on_control
+        self._unlogged: dict[type, tuple[Callback, BaseException]] = {}  # the first failure of each kind
         self.route(callbacks)
 
     def route(self, callbacks: Mapping[str, Callback]) -> None:
@@ -47,6 +65,7 @@ class Router:
         first = next(iter(callbacks.values()), None)
         only = first if all(callback is first for callback in callbacks.values()) else None
         self._raw_callback = only if getattr(only, "raw", False) else None
+        self.takes_batches = getattr(only, "batched", False)
         # A message that begins like this goes to the callback unparsed. Bybit's documentation promises no order of
         # JSON members, so every other message is parsed, and arrives just the same.
         common = os.path.commonprefix(list(callbacks))  # noqa: RUF071 - topics are no paths
@@ -60,7 +79,7 @@ class Router:
         try:
             for message in messages:
                 # ASCII needs no check of its UTF-8, and nearly every message of Bybit's is ASCII.
-                if callback is not None and message.startswith(prefix) and message.isascii():
+                if callback is not None and message.startswith(prefix) and (message.isascii() or is_utf8(message)):
                     data += 1
                     try:
                         callback(message)
@@ -73,6 +92,34 @@ class Router:
                 self._stats.messages += data
                 self._stats.last_message = monotonic()
         return data
+
+    def deliver_plain(self, messages: list[bytes]) -> bool:
+        """Hands all messages on at once, if they are plainly data for a callback that takes batches. Returns whether
+        they were. The Reader, or the stream's thread, which calls log_failures() later.
+        """
+        callback, prefix = self._raw_callback, self._prefix
+        if callback is None:
+            return False
+        if not messages:
+            return True
+        for message in messages:
+            if not (message.startswith(prefix) and (message.isascii() or is_utf8(message))):
+                return False
+        try:
+            callback(Batch(messages) if len(messages) > 1 else messages[0])
+        except BaseException as error:
+            self._stats.callback_failures += len(messages)
+            self._unlogged.setdefault(type(error), (callback, error))
+        self._stats.messages += len(messages)
+        self._stats.last_message = monotonic()
+        return True
+
+    def log_failures(self) -> None:
+        """Tells the log what failed in deliver_plain(). The stream's thread, as the line bears its name."""
+        if self._unlogged:
+            failures, self._unlogged = self._unlogged, {}
+            for callback, error in failures.values():
+                self._log_failure(callback, error)
 
     def _parse(self, message: bytes) -> int:
         """Delivers a message that is not plainly data for a raw callback. Returns 1 if it was data, else 0."""
@@ -115,6 +162,9 @@ class Router:
         callback is one, too: on a stream's thread it would end no program, only the connection.
         """
         self._stats.callback_failures += 1
+        self._log_failure(callback, error)
+
+    def _log_failure(self, callback: Callback, error: BaseException) -> None:
         name = getattr(callback, "__qualname__", None) or reprlib.repr(callback)  # short, whatever its __repr__ does
         if self._log_once.first("callback", (name, type(error))):
             log.error(

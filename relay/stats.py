@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-SAMPLES_PER_SECOND = 500  # messages of a connection; all of them at ordinary rates, a part when it is busy
+SAMPLE_EVERY = 0.01  # seconds: of what arrives within them, one message of a connection is sampled
 # Seconds that delays are told of, and those of a slot. A pause of some seconds is forgotten after WINDOW, whatever the
 # rate is.
 WINDOW, SLOT = 10.0, 1.0
@@ -44,38 +44,40 @@ class StreamStats:
     gaps: int = 0  # order-book deltas whose `u` did not rise by one
     callback_failures: int = 0  # messages that a callback did not take
     ignored: int = 0  # messages that no callback could take: not a JSON object, or an unknown topic
+    dropped: bool = False  # it is not to run again. Written by the main thread
     watched: bool = True  # False: a function of the user's own, whose state is unknown unless it uses a Connection
     delays: deque[Slot] = field(default_factory=lambda: deque(maxlen=SLOTS))  # from `ts` to arrival
     heartbeat_due: float = math.inf  # monotonic time by which its thread runs again; inf = not watched
 
 
 class Sampler:
-    """Measures the delays of messages, as many as SAMPLES_PER_SECOND. Its connection's thread owns it.
+    """Measures the delays of messages, one in SAMPLE_EVERY: evenly over time, however many there are. Whoever reads the
+    connection owns it.
 
-    budget: messages that may still be sampled in this slot; 0 before the first turn().
+    due: the wall-clock time from which on the next message is to be sampled; none before the first turn().
     """
 
     def __init__(self, stats: StreamStats) -> None:
         self._slots = stats.delays
         self._began = -math.inf  # the present slot, monotonic
         self._delays: list[float] = []
-        self.budget = 0
+        self.due = math.inf
 
     def turn(self, now: float) -> None:
         """Begins the next slot if it is time. To be called once a second. now: monotonic."""
+        self.due = 0.0  # also where somebody has set the clock back
         if now - self._began >= SLOT:
-            self._began, self._delays, self.budget = now, [], SAMPLES_PER_SECOND
+            self._began, self._delays = now, []
             self._slots.append((now, self._delays))
 
-    def sample(self, messages: Sequence[bytes], arrived: float) -> None:
-        """Samples what has arrived at `arrived` (seconds since the epoch). To be called while `budget` is above 0."""
-        self.budget -= len(messages)
-        for message in messages:
-            try:
-                at = message.index(b'"ts":') + 5
-                self._delays.append(arrived - int(message[at : at + 13]) / 1000)
-            except ValueError:
-                continue  # a message of another form
+    def sample(self, message: bytes, arrived: float) -> None:
+        """Samples what has arrived at `arrived` (seconds since the epoch). To be called when that is `due`."""
+        try:
+            at = message.index(b'"ts":') + 5
+            self._delays.append(arrived - int(message[at : at + 13]) / 1000)
+        except ValueError:
+            return  # a message of another form, such as an answer
+        self.due = arrived + SAMPLE_EVERY
 
 
 def recent(slots: Collection[Slot], now: float) -> list[float]:

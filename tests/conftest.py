@@ -191,9 +191,15 @@ def tls_exchange(certificate):
 
 
 @pytest.fixture
-def collector(exchange, caplog):
+def lends():
+    """Whether the connections of `collector` are lent to the Reader. @both_ways runs a test with both."""
+    return False
+
+
+@pytest.fixture
+def collector(exchange, caplog, lends):
     """Streams of `exchange`, none yet. They are stopped at the end."""
     caplog.set_level("INFO")
-    made = Collector(exchange, caplog)
+    made = Collector(exchange, caplog, lends)
     yield made
     made.stops()

@@ -15,10 +15,11 @@ from relay.bybit.rejected import RejectedTopics
 from relay.bybit.snapshots import Snapshots
 from relay.channels import by_symbol
 from relay.log import LIMIT
-from relay.redis import backlog, durable, pending
-from relay.redis.backlog import MORE, Backlog
+from relay.redis import backlog, durable, notices, pending
+from relay.redis.backlog import Backlog
 from relay.redis.durable import DurablePipeline
 from relay.redis.lines import EARLY
+from relay.redis.notices import MORE
 from relay.redis.pending import Pending
 from relay.redis.pipeline import Pipeline
 from relay.redis.standby import Standby
@@ -58,7 +59,7 @@ def test_what_makes_commands_for_the_streams_of_redis_is_bounded(few_channels):
 
 
 def test_losses_are_counted_by_channel_up_to_a_bound_and_all_of_them(monkeypatch):
-    monkeypatch.setattr(backlog, "MAX_COUNTED", 3)
+    monkeypatch.setattr(notices, "MAX_COUNTED", 3)
     pipeline = Pipeline(Backlog(1 << 20), "status", lambda *_: b"")
     for channel in [*"abcde", *"abcde"]:
         pipeline.backlog.append(channel, b"text")

@@ -14,7 +14,7 @@ import time
 from functools import partial
 
 import pytest
-from vocabulary import PAUSE, TIMER, Collector, StandIn, eventually, message, rejected, subscribed
+from vocabulary import PAUSE, TIMER, Collector, StandIn, both_ways, eventually, message, rejected, subscribed
 from websockets.sync.server import serve
 
 from relay.backoff import Backoff
@@ -22,7 +22,7 @@ from relay.bybit import pacer
 from relay.bybit.exchange import NEW_CONNECTIONS_BURST, NEW_CONNECTIONS_RATE, Exchange
 from relay.bybit.health import Health, Timeouts
 from relay.bybit.pacer import Pacer
-from relay.dispatch import raw
+from relay.dispatch import batched, raw
 from relay.stats import recent
 from sandbox.bybit import Script
 
@@ -51,6 +51,20 @@ def test_a_stream_is_one_thread(exchange, collector):
     assert ran_on == {collector.thread}, "the callback runs on the thread that was started for the stream"
 
 
+@pytest.mark.parametrize("lends", [True], ids=["reader"])
+def test_a_stream_whose_callback_takes_batches_is_lent_to_the_reader(exchange, collector):
+    collector.timeouts = Timeouts(timer=60)  # it is lent again only because it was given back
+    collector.streams("tickers", "BTCUSDT")
+    collector.delivers()
+    exchange.sends("no JSON", '{"op":"new"}')
+    for _ in range(3):
+        collector.delivers()
+    collector.read_on.clear()
+    for _ in range(3):
+        collector.delivers()
+    assert collector.read_on == {"Reader"}
+
+
 # How a connection ends, and the next one.
 
 
@@ -67,6 +81,7 @@ def test_a_stream_is_one_thread(exchange, collector):
     ],
     ids=["drop", "reset", "close 1000", "close 1001", "close 1012", "invalid frame", "not UTF-8"],
 )
+@both_ways
 def test_a_lost_connection_is_replaced_once(exchange, collector, fault, reason):
     collector.streams("publicTrade", "BTCUSDT")
     collector.delivers(connection=1)
@@ -76,6 +91,7 @@ def test_a_lost_connection_is_replaced_once(exchange, collector, fault, reason):
 
 
 @pytest.mark.parametrize("fault", [StandIn.freezes, StandIn.freezes_inside_a_frame])
+@both_ways
 def test_a_frozen_peer_is_noticed_by_its_silence(exchange, collector, fault):
     collector.timeouts = Timeouts(timer=TIMER, silence=0.5, ping_interval=0.1)
     collector.streams("publicTrade", "BTCUSDT")
@@ -85,6 +101,7 @@ def test_a_frozen_peer_is_noticed_by_its_silence(exchange, collector, fault):
     assert collector.lines("nothing received for 0.5 s, not even a pong")
 
 
+@both_ways
 def test_bytes_that_never_become_a_frame_are_silence(exchange, collector):
     collector.timeouts = Timeouts(timer=TIMER, silence=0.5)
     collector.streams("publicTrade", "BTCUSDT")
@@ -97,6 +114,7 @@ def test_bytes_that_never_become_a_frame_are_silence(exchange, collector):
     assert collector.lines("nothing received for 0.5 s")
 
 
+@both_ways
 def test_a_message_that_never_ends_is_silence_whatever_comes_in_between(exchange, collector):
     collector.timeouts = Timeouts(timer=TIMER, silence=0.5)
     collector.streams("publicTrade", "BTCUSDT")
@@ -109,6 +127,7 @@ def test_a_message_that_never_ends_is_silence_whatever_comes_in_between(exchange
     assert collector.lines("nothing received for 0.5 s")
 
 
+@both_ways
 def test_what_came_before_the_end_in_the_same_bytes_counts(exchange, collector):
     text = message("publicTrade.BTCUSDT")
     collector.streams("publicTrade", "BTCUSDT")
@@ -118,9 +137,24 @@ def test_what_came_before_the_end_in_the_same_bytes_counts(exchange, collector):
     assert collector.events()[1].fields["since"], "the time of the last message is known"
 
 
+@both_ways
+@pytest.mark.parametrize("size", [100, 3000, 5000, 20_000, 40_000, 70_000])
+def test_a_peer_that_ends_right_after_its_data_is_read_to_the_end(exchange, collector, size):
+    """Whatever the socket had when it was read, also more than is read at once."""
+    texts = [message("publicTrade.BTCUSDT", number, x='"' + "y" * size + '"') for number in range(3)]
+    collector.streams("publicTrade", "BTCUSDT")
+    first = exchange.subscribed()
+    for text in texts:
+        first.send(text)
+    first.drop()
+    assert collector.received(3) == texts
+    collector.delivers(connection=2)
+
+
 @pytest.mark.parametrize(
     "fault", [StandIn.drops, StandIn.resets, StandIn.closes, StandIn.freezes, StandIn.freezes_inside_a_frame]
 )
+@both_ways
 def test_the_faults_of_a_socket_under_tls(tls_exchange, collector, fault):
     collector.timeouts = Timeouts(timer=TIMER, silence=0.5, ping_interval=0.1)
     collector.reads_from(tls_exchange)
@@ -130,6 +164,7 @@ def test_the_faults_of_a_socket_under_tls(tls_exchange, collector, fault):
     collector.delivers(connection=2)
 
 
+@both_ways
 def test_a_busy_stream_under_tls_loses_nothing(tls_exchange, collector):
     collector.reads_from(tls_exchange)
     tls_exchange.rate = 3000
@@ -306,6 +341,7 @@ def usage():
 
 
 @pytest.mark.parametrize("handshake", ["ok", "never", "nonsense", 503])
+@both_ways
 def test_a_stop_takes_no_time_wherever_the_connection_is(exchange, collector, handshake):
     collector.timeouts = Timeouts()
     collector.backoff = partial(Backoff, 100, 100)
@@ -342,13 +378,14 @@ def test_a_stop_takes_no_time_while_a_stream_waits_for_its_place(exchange, colle
     assert collector.stops() < 0.5
 
 
-def test_a_stop_at_any_moment_ends_the_stream(exchange, caplog):
+@both_ways
+def test_a_stop_at_any_moment_ends_the_stream(exchange, caplog, lends):
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
     exchange.rate = 1000
     for _ in range(100):
-        collector = Collector(exchange, caplog)
+        collector = Collector(exchange, caplog, lends)
         collector.streams("tickers", "BTCUSDT")
         time.sleep(chance.uniform(0, 0.03))
         assert collector.stops() < 1
@@ -360,6 +397,7 @@ def test_a_stop_at_any_moment_ends_the_stream(exchange, caplog):
 # Silence, and what only looks like it.
 
 
+@both_ways
 def test_a_quiet_connection_is_kept_alive_by_pings(exchange, collector):
     collector.timeouts = Timeouts(timer=TIMER, silence=0.5, ping_interval=0.1)
     collector.streams("publicTrade", "BTCUSDT")
@@ -368,6 +406,7 @@ def test_a_quiet_connection_is_kept_alive_by_pings(exchange, collector):
     collector.delivers(connection=1)
 
 
+@both_ways
 def test_pings_of_the_server_are_answered(collector):
     answered = threading.Event()
 
@@ -409,6 +448,7 @@ def test_slow_callbacks_do_not_look_like_a_dead_network(exchange, collector):
     assert exchange.pings() >= 3, "they go out between the messages of one read"
 
 
+@both_ways
 def test_the_wall_clock_does_not_matter(exchange, collector, monkeypatch):
     collector.timeouts = Timeouts(timer=TIMER, ping_interval=0.02)
     collector.streams("orderbook", "BTCUSDT", stall_timeout=30)
@@ -423,6 +463,7 @@ def test_the_wall_clock_does_not_matter(exchange, collector, monkeypatch):
 # What consumers learn.
 
 
+@both_ways
 def test_consumers_learn_what_interrupts_their_stream(exchange, collector):
     collector.timeouts = Timeouts(timer=TIMER, ping_interval=0.05)
     exchange.treats(Script(), Script(handshake=503))
@@ -445,15 +486,18 @@ def test_consumers_learn_what_interrupts_their_stream(exchange, collector):
     assert len(collector.events()) == 6, "neither the failed attempt nor the stop is one more loss"
 
 
+@both_ways
 def test_delays_are_measured(exchange, collector):
     text = '{"topic":"tickers.BTCUSDT","type":"delta","ts":%d,"data":{"symbol":"BTCUSDT"}}'
     collector.streams("tickers", "BTCUSDT")
     collector.received(1)  # its snapshot
-    exchange.publishes(*[text % ((time.time() - 5) * 1000)] * 5)
-    collector.received(6)
-    measured = recent(collector.stats.delays, time.monotonic())
-    assert len(measured) == 6
-    assert all(4.99 <= delay < 15 for delay in measured[1:])
+
+    def measured():
+        exchange.publishes(text % ((time.time() - 5) * 1000))
+        found = recent(collector.stats.delays, time.monotonic())
+        return len(found) > 5 and found
+
+    assert all(4.99 <= delay < 15 for delay in eventually(measured)[1:])
 
 
 # Subscribing.
@@ -463,6 +507,7 @@ NOT_FOUND = "error:handler not found,topic:"
 
 @pytest.mark.parametrize("category", ["linear", "inverse", "spot"])
 @pytest.mark.parametrize("unnamed", [False, True], ids=["named", "unnamed"])
+@both_ways
 def test_a_rejected_topic_costs_only_itself(exchange, collector, category, unnamed):
     exchange.knows(*GOOD, category=category)
     exchange.treats(then=Script(unnamed=unnamed))
@@ -541,6 +586,24 @@ def test_a_callback_that_exits_costs_only_its_message(exchange, collector):
     assert collector.events() == [subscribed("tickers.BTCUSDT")]
 
 
+@pytest.mark.parametrize("lends", [True], ids=["reader"])
+def test_a_callback_that_exits_on_the_reader_costs_only_its_message(exchange, collector):
+    """It is logged by the stream's thread, as the collector asserts."""
+
+    @batched
+    def leave(_messages):
+        raise SystemExit("bye")
+
+    collector.timeouts = Timeouts(timer=TIMER)
+    collector.streams("publicTrade", "BTCUSDT", callback=leave)
+    for number in (1, 2, 3):
+        exchange.publishes(message("publicTrade.BTCUSDT"))
+        eventually(lambda number=number: collector.stats.callback_failures == number)
+    assert len(collector.logs("leave failed")) == 1
+    assert collector.events() == [subscribed("publicTrade.BTCUSDT")]
+
+
+@both_ways
 def test_consumers_learn_of_the_gap_that_a_defect_of_the_program_makes(exchange, collector, monkeypatch):
     monkeypatch.setattr(Health, "advance", defective_once(Health.advance))
     collector.timeouts = Timeouts(timer=TIMER)
@@ -584,6 +647,7 @@ def test_more_topics_than_a_connection_carries_are_given_up_in_one_sentence(exch
 
 
 @pytest.mark.parametrize("data", [0, 1], ids=["no data", "data"])
+@both_ways
 def test_a_missing_acknowledgement_is_a_failed_connection(exchange, collector, data):
     collector.timeouts = Timeouts(timer=TIMER, acknowledgement=0.3)
     exchange.treats(Script(ack_delay=None, data_before_ack=data))
@@ -594,6 +658,7 @@ def test_a_missing_acknowledgement_is_a_failed_connection(exchange, collector, d
 
 
 @pytest.mark.parametrize("kind", ["tickers", "publicTrade"])
+@both_ways
 def test_a_topic_that_has_sent_data_before_its_acknowledgement_is_lost_with_the_connection(exchange, collector, kind):
     exchange.treats(Script(ack_delay=None, data_before_ack=1))
     exchange.rate = 200
@@ -605,6 +670,7 @@ def test_a_topic_that_has_sent_data_before_its_acknowledgement_is_lost_with_the_
 
 
 @pytest.mark.parametrize("before", [0, 1, 5])
+@both_ways
 def test_data_before_with_and_after_the_acknowledgement_arrives(exchange, collector, before):
     exchange.treats(Script(ack_delay=0 if before == 1 else 0.05, data_before_ack=before))
     exchange.rate = 200
@@ -614,6 +680,7 @@ def test_data_before_with_and_after_the_acknowledgement_arrives(exchange, collec
     assert len(exchange.connections) == 1
 
 
+@both_ways
 def test_a_thousand_instant_acknowledgements_lose_nothing(exchange, collector):
     """pybit registers a request after sending it, and dies of a faster answer. Here each comes in the same write."""
 
@@ -633,6 +700,7 @@ def test_a_thousand_instant_acknowledgements_lose_nothing(exchange, collector):
 # What arrives.
 
 
+@both_ways
 def test_messages_of_any_form_and_size_arrive_as_they_are(exchange, collector):
     texts = [
         '{"id":"x","ts":1,"topic":"publicTrade.BTCUSDT","data":[]}',
@@ -647,6 +715,7 @@ def test_messages_of_any_form_and_size_arrive_as_they_are(exchange, collector):
     assert collector.received(len(texts)) == texts
 
 
+@both_ways
 def test_garbage_costs_nothing(exchange, collector):
     collector.streams("publicTrade", "BTCUSDT")
     exchange.sends(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.dispatch import Router, raw
+from relay.batch import Batch
+from relay.dispatch import Router, batched, raw
 from relay.errors import ConnectionLost
 from relay.log import LIMIT, LogOnce
 from relay.stats import StreamStats
@@ -143,6 +144,83 @@ def test_whatever_the_form_each_message_arrives_once_at_the_callback_of_its_topi
     desk = Desk(callbacks)
     assert desk.deliver(*(message for _, _, message in sent)) == len(sent) == desk.stats.messages
     assert received == [(topic, members) for topic, members, _ in sent]
+
+
+# What is handed on at once.
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            (
+                *(data(BTC, 1), data(ETH, 2), data("tickers.X"), data() + "币".encode()),
+                *(b"[]", b'{"op":"pong"}', b'{"ts":1,"topic":"publicTrade.BTCUSDT"}'),
+            )
+        ),
+        max_size=40,
+    ),
+    st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    st.booleans(),
+)
+def test_what_is_handed_on_at_once_is_what_one_by_one_would_be_and_is_counted_as_often(messages, sizes, fails):
+    def desk():
+        made, got = Desk(), []
+
+        def callback(each):
+            each = each if isinstance(each, Batch) else [each]
+            got.extend(each)
+            if fails:
+                raise ValueError
+
+        made.router.route(dict.fromkeys((BTC, ETH), batched(callback)))
+        return made, got
+
+    (at_once, together), (one_by_one, singly) = desk(), desk()
+    left = list(messages)
+    for size in sizes * (len(messages) + 1):
+        chunk, left = left[:size], left[size:]
+        if not at_once.router.deliver_plain(chunk):
+            at_once.deliver(*chunk)
+    one_by_one.deliver(*messages)
+    assert together == singly
+    assert at_once.controls == one_by_one.controls
+
+    def counters(one):
+        return (one.stats.messages, one.stats.callback_failures, one.stats.ignored, one.stats.last_message is None)
+
+    assert counters(at_once) == counters(one_by_one)
+
+
+@pytest.mark.parametrize("other", [b'{"op":"pong"}', b"", data("tickers.X"), data() + b"\xff"])
+def test_what_is_not_plainly_data_is_left_to_be_delivered_one_by_one(other):
+    got = []
+    desk = Desk({BTC: batched(lambda each: got.append(each))})
+    assert not desk.router.deliver_plain([data(), other, data()])
+    assert (got, desk.stats.messages) == ([], 0)
+    assert desk.router.deliver_plain([])
+    assert desk.router.deliver_plain([data()])
+    assert desk.router.deliver_plain([data(), data()])
+    assert got == [data(), Batch([data(), data()])]
+    assert [type(each) for each in got] == [bytes, Batch]
+
+
+def test_what_fails_at_once_is_logged_by_the_streams_thread_once_for_each_kind(caplog):
+    faults = iter([ValueError("one"), KeyError("two"), ValueError("three"), ValueError("four")])
+
+    def fragile(_):
+        raise next(faults)
+
+    desk = Desk({BTC: batched(fragile)})
+    for _ in range(3):
+        assert desk.router.deliver_plain([data(), data()])
+    assert (desk.stats.messages, desk.stats.callback_failures) == (6, 6)
+    assert not errors(caplog), "the thread may be the Reader"
+    desk.router.log_failures()
+    assert [record.exc_info[0] for record in caplog.records] == [ValueError, KeyError]
+    desk.router.deliver_plain([data()])
+    desk.router.log_failures()
+    assert len(errors(caplog)) == 2
 
 
 # What is counted.

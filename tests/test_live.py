@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from vocabulary import TIMER, Event, Script, StandIn, Timeouts, eventually, message, subscribed
+from vocabulary import TIMER, Event, Script, StandIn, Timeouts, both_ways, eventually, message, subscribed
 
 from relay.bybit import assignment, renewal
 from relay.bybit import exchange as exchange_module
@@ -17,6 +17,8 @@ from relay.stats import stream_of
 A, B, C = "publicTrade.AUSDT", "publicTrade.BUSDT", "publicTrade.CUSDT"
 BOOK, OTHER = "orderbook.50.BTCUSDT", "orderbook.50.ETHUSDT"
 SLOW = Timeouts(timer=60)  # nothing happens by the clock
+
+pytestmark = both_ways
 
 
 def unsubscribed(*topics):

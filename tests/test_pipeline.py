@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from relay.events import encoded, encoded_event
-from relay.redis.backlog import OVERHEAD, Backlog, DropNotice
+from relay.redis.backlog import OVERHEAD, Backlog
 from relay.redis.durable import DurablePipeline
+from relay.redis.notices import DropNotice
 from relay.redis.pending import Pending
 from relay.redis.pipeline import WINDOW, Pipeline, Unavailable
 from relay.redis.poison import MAX_DELIVERY_ATTEMPTS

@@ -170,9 +170,9 @@ def test_a_thread_that_does_not_end_is_logged_once_and_its_name_stays_taken(worl
 def test_a_thread_that_died_is_started_again(world, caplog):
     world.tick(entry())
     world.settle()
-    world._dropped.add("Trades")  # nobody asked for that
+    world.streams["Trades"].dropped = True  # nobody asked for that
     eventually(lambda: not world.running())
-    world._dropped.clear()
+    world.streams["Trades"].dropped = False
     world.tick()
     assert world.settle()[-1] == ("runs", "Trades")
     assert caplog.messages == ["Stream thread Trades died; restarting it"]

@@ -5,13 +5,15 @@ import logging
 import time
 
 import pytest
-from vocabulary import METHODS, TIMER, Event, StandIn, Timeouts, eventually, message, subscribed
+from vocabulary import METHODS, TIMER, Event, StandIn, Timeouts, both_ways, eventually, message, subscribed
 
 from relay.bybit import renewal
 from relay.bybit.silence import MIN_TICKS
 from sandbox.bybit import Script
 
 BOOK, OTHER, TICKER = "orderbook.50.BTCUSDT", "orderbook.50.ETHUSDT", "tickers.BTCUSDT"
+
+pytestmark = both_ways
 
 
 class Book:

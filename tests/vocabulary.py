@@ -15,20 +15,25 @@ import time
 from functools import partial
 from typing import NamedTuple
 
+import pytest
+
 import main
 from conf.streams import StreamSpec
 from relay.backoff import Backoff
+from relay.batch import Batch
 from relay.bybit.client import Client
 from relay.bybit.exchange import Exchange
 from relay.bybit.health import Timeouts
 from relay.bybit.pacer import Pacer
-from relay.dispatch import raw
+from relay.dispatch import batched, raw
 from relay.stats import stream_of
 from sandbox.bybit import Bybit, Script
 
 POLL = 0.01  # seconds between two checks of a condition
 TIMER = 0.02  # seconds between two checks of a connection's clocks, where a test waits for one of them
 PAUSE = 0.02  # seconds between two attempts, where a test is not about them
+# A test is run with connections that their own threads read, and with those that are lent to the Reader.
+both_ways = pytest.mark.parametrize("lends", [False, True], ids=["own thread", "reader"])
 # The methods of pybit by the first part of their topics.
 METHODS = {
     "orderbook": ("orderbook_stream", {"depth": 50}),
@@ -151,10 +156,11 @@ class StandIn(Bybit):
 class Collector:
     """Streams that run in this process as main.py runs them. It is also their sink: what they announce is kept.
 
+    lends: whether its connections are lent to the Reader, on which callbacks run then. All else is each stream's own.
     The attributes of the first group may be set before the first stream is started.
     """
 
-    def __init__(self, exchange, caplog):
+    def __init__(self, exchange, caplog, lends=False):
         self.url, self.category = exchange.url, "linear"
         self.timeouts = Timeouts(timer=TIMER)
         self.pacer = Pacer(10_000, 1000, probe_every=0)
@@ -169,7 +175,16 @@ class Collector:
         self._messages, self._events = [], []
         self._flushed = 0  # messages
         self._numbers = itertools.count(1)
-        self.keep = raw(lambda text: self._messages.append(text))
+        self.lends, self.read_on = lends, set()
+        self.keep = batched(lambda each: self._keep(each)) if lends else raw(lambda text: self._messages.append(text))
+
+    def _keep(self, messages):
+        """What the Reader calls, or a stream while its connection is not lent."""
+        self.read_on.add(threading.current_thread().name)
+        if isinstance(messages, Batch):
+            self._messages.extend(messages)
+        else:
+            self._messages.append(messages)
 
     # What the streams do with a sink.
 
@@ -192,6 +207,8 @@ class Collector:
         if self._exchange is None:
             options = {"testnet": True, "url": self.url, "stop": self.stop, "sink": self.sink}
             self._exchange = self.exchange_type(self.category, timeouts=self.timeouts, pacer=self.pacer, **options)
+            if self.lends:
+                self._exchange.reactor.start()
         return self._exchange
 
     def streams(self, kind, *symbols, callback=None, stall_timeout=0.0, name=None):
@@ -269,8 +286,30 @@ class Collector:
         for thread in self.threads:
             thread.join(10)
             assert not thread.is_alive(), f"the stream {thread.name} does not end"
+        self._ends_the_reader()
         assert self._flushed == len(self._messages), "messages were not flushed"
         return time.monotonic() - began
 
+    def _ends_the_reader(self):
+        if self._exchange is None:
+            return
+        reactor = self._exchange.reactor
+        reactor.stop()
+        reactor.join(time.monotonic() + 10)
+        assert not reactor.is_running
+        names = {record.threadName for record in self._caplog.records}
+        assert "Reader" not in names, "what is logged of a connection bears the name of its thread"
 
-__all__ = ["Collector", "Event", "Script", "StandIn", "Timeouts", "eventually", "message", "rejected", "subscribed"]
+
+__all__ = [
+    "Collector",
+    "Event",
+    "Script",
+    "StandIn",
+    "Timeouts",
+    "both_ways",
+    "eventually",
+    "message",
+    "rejected",
+    "subscribed",
+]

@@ -9,7 +9,6 @@ WebSocket.sock, send(), pong() and shutdown(), and the fact that nothing is read
 import json
 import logging
 import select
-import ssl
 import threading
 from collections.abc import Mapping
 from time import monotonic, time
@@ -21,27 +20,20 @@ from relay.bybit.assignment import Assignment
 from relay.bybit.dial import Dial, describe, is_refusal
 from relay.bybit.dialogue import Dialogue, Plan
 from relay.bybit.exchange import Exchange
-from relay.bybit.frames import Closed, FrameReader
 from relay.bybit.health import Health
+from relay.bybit.intake import Intake
+from relay.bybit.reactor import Loan
 from relay.bybit.repair import Repair
-from relay.bybit.sequence import Gap
 from relay.bybit.subscription import Subscription
 from relay.bybit.waker import Waker
 from relay.dispatch import Callback, Router
 from relay.errors import ConnectionLost, Stalled
-from relay.log import shorten
 from relay.stats import Sampler, StreamStats, stream_of
 
 log = logging.getLogger(__name__)
 
-# Bytes asked of the socket at once. Not below the 16 KiB of a TLS record: poll() does not see what TLS keeps decrypted.
-READ_SIZE = 65536
 # While the socket has more to read: seconds and messages after which is flushed all the same.
 IDLE_GAP, FLUSH_EVERY = 0.001, 256
-# Messages delivered between two looks at the ping clock.
-PING_CHECK_EVERY = 16
-
-WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Connection:
@@ -114,6 +106,7 @@ class Connection:
                 self._open()
                 self._read()
             finally:
+                self._router.log_failures()
                 self._exchange.sink.flush()
                 if self._ws:
                     self._ws.shutdown()
@@ -173,36 +166,39 @@ class Connection:
         self.stats.connections += 1
 
     def _read(self) -> None:
-        """Reads until the socket is empty, flushes, waits."""
+        """Reads until the socket is empty, flushes, waits; has the Reader do so while messages only have to be handed
+        on.
+        """
         assert self._ws
         assert self._waker
-        sock, frames, waker = self._ws.sock, FrameReader(), self._waker
-        # One buffer for the life of the connection: recv() would allocate as much each time, and fragment memory.
-        buffer = memoryview(bytearray(READ_SIZE))
-        readable = select.poll()
+        sock, waker = self._ws.sock, self._waker
+        sock.settimeout(0)
+        intake = Intake(sock, self._router, self._subscription, self._repair, self._health, self._sampler)
+        loan = Loan(sock, intake.hand_on, waker.wake)
+        readable, woken = select.poll(), select.poll()
         readable.register(sock, select.POLLIN)
         readable.register(waker, select.POLLIN)
-        sock.settimeout(0)
-        flush, interval = self._exchange.sink.flush, self._exchange.timeouts.timer
+        woken.register(waker, select.POLLIN)
+        reactor, flush, interval = self._exchange.reactor, self._exchange.sink.flush, self._exchange.timeouts.timer
         now = timer = flushed = self._pinged = monotonic()
         self._sampler.turn(now)
         self._dialogue.advance(now)
         unflushed = 0
         while not self._closing:
-            try:
-                size = sock.recv_into(buffer)
-            except WOULD_BLOCK:
-                size = -1
-            if size > 0:
-                unflushed += self._take(frames, bytes(buffer[:size]))
-            elif size == 0:
-                raise ConnectionLost("Bybit closed the TCP connection without a close frame")
+            if is_lent := intake.is_plain and reactor.is_running:
+                reactor.lend(loan)
+                woken.poll(max(0.0, timer + interval - monotonic()) * 1000)
+                reactor.recall(loan)
+            is_dry = not (intake.holds or (not is_lent and intake.read()))
+            if not is_dry:
+                unflushed += self._deliver(intake)
             now = monotonic()
             # At once after a pause. Otherwise more is probably there already, and goes out in one piece with this.
-            if size < 0 or now - flushed >= IDLE_GAP or unflushed >= FLUSH_EVERY:
+            if is_dry or now - flushed >= IDLE_GAP or unflushed >= FLUSH_EVERY:
                 flush()
                 unflushed, flushed = 0, now
-                readable.poll(interval * 1000)
+                if not is_lent:
+                    readable.poll(interval * 1000)
                 now = monotonic()
             if now - timer >= interval:
                 self._on_timer(now, now - timer)
@@ -210,57 +206,21 @@ class Connection:
             elif waker.woken and waker.take():
                 self._dialogue.advance(now)
 
-    def _take(self, frames: FrameReader, chunk: bytes) -> int:
-        """Delivers the messages that a chunk completes; returns how many. Raises ConnectionLost after them."""
-        messages = frames.feed(chunk)
-        if frames.alive:
-            self._health.since_frame = 0.0
-        if messages:
-            if self._sampler.budget > 0:
-                self._sampler.sample(messages, time())
-            if self._subscription.awaiting_snapshot or self._subscription.pending:
-                self._subscription.seen(messages)
-            repair = self._repair
-            if repair and repair.watches and (gaps := repair.look(messages)):
-                data = self._deliver_around(gaps, messages)
-            elif len(messages) <= PING_CHECK_EVERY:
-                data = self._router.deliver(messages)
-            else:
-                data = self._deliver(messages)
-            if data:
-                self._health.since_message = 0.0
-        if frames.pings and self._ws:
-            for payload in frames.pings:
-                self._send(self._ws.pong, payload)
-        if frames.error:
-            closed = "Bybit closed the connection: " if isinstance(frames.error, Closed) else ""
-            raise ConnectionLost(closed + shorten(frames.error))
-        return len(messages)
+    def _deliver(self, intake: Intake) -> int:
+        """Delivers what was read. Returns how many messages that was."""
+        messages, is_gap = intake.deliver(self._ping_if_due, self._answer)
+        if is_gap:
+            self._dialogue.advance(monotonic())  # at once: the books are wrong until their snapshots come
+        return messages
 
-    def _deliver(self, messages: list[bytes]) -> int:
-        """Returns how many of the messages were data. Pings go out between them: a callback may be slow."""
-        data = 0
-        for first in range(0, len(messages), PING_CHECK_EVERY):
-            data += self._router.deliver(messages[first : first + PING_CHECK_EVERY])
-            self._ping_if_due(monotonic())
-        return data
-
-    def _deliver_around(self, gaps: list[tuple[bytes, Gap]], messages: list[bytes]) -> int:
-        """The same, with each gap reported before the message that follows it."""
-        assert self._repair
-        data = first = 0
-        for message, gap in gaps:
-            stop = next(index for index in range(first, len(messages)) if messages[index] is message)
-            data += self._deliver(messages[first:stop])
-            self._repair.report(gap)
-            first = stop
-        data += self._deliver(messages[first:])
-        self._dialogue.advance(monotonic())  # at once: the books are wrong until their snapshots come
-        return data
+    def _answer(self, ping: bytes) -> None:
+        assert self._ws
+        self._send(self._ws.pong, ping)
 
     def _on_timer(self, now: float, elapsed: float) -> None:
         """What is due by the clock. elapsed: seconds since the last call."""
         self.stats.heartbeat_due = now + self._exchange.timeouts.timer
+        self._router.log_failures()
         self._sampler.turn(now)
         watched = self._health.advance(
             elapsed, awaiting_acknowledgement=self._subscription.pending, subscribed=self.stats.subscribed > 0

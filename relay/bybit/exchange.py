@@ -8,6 +8,7 @@ from typing import Protocol
 
 from relay.bybit.health import Timeouts
 from relay.bybit.pacer import Pacer
+from relay.bybit.reactor import Reactor
 from relay.bybit.rejected import RejectedTopics
 from relay.dispatch import Callback
 from relay.kinds import KINDS
@@ -50,7 +51,8 @@ class Exchange:
     """Bybit's public channels of one category.
 
     category: linear, spot, inverse or option. url: a base URL in place of Bybit's own, "" = Bybit's.
-    stop: set when the program ends.
+    stop: set when the program ends. reactor: reads for connections whose messages only have to be handed on, once it
+    is started; main starts and stops it.
 
     A stream, an entry of STREAMS, has one connection or several, with a thread each. Here everything is by the name of
     the connection: "Trades", "Trades#2". streams: what each has done; add_stream() makes the entries.
@@ -80,11 +82,11 @@ class Exchange:
         self.pacer = pacer or Pacer(NEW_CONNECTIONS_BURST, NEW_CONNECTIONS_RATE)
         self.rejected = RejectedTopics(forgotten=self._wake_for)
         self.log_once = LogOnce()
+        self.reactor = Reactor(sink)
         self.streams: dict[str, StreamStats] = {}
         self.topics: dict[str, frozenset[str]] = {}
         # The inner dicts are never changed, only replaced: Assignment compares by identity.
         self.assigned: dict[str, dict[str, Callback]] = {}
-        self._dropped: set[str] = set()  # main adds and discards
         # Each connection's thread adds and discards its own; a set and a dict do both at once.
         self._live: set[Runnable] = set()
         self._running: dict[str, Runnable] = {}  # by name: those of this exchange, without those aside
@@ -123,7 +125,7 @@ class Exchange:
         """Ends a connection and its thread soon: ended() is true from now on. Its func is called no more, if that is to
         return. Main thread; never blocks. Call forget() when the thread has ended.
         """
-        self._dropped.add(name)  # before the look at what runs: run() finds it, or is found
+        self.add_stream(name).dropped = True  # before the look at what runs: run() finds it, or is found
         if connection := self._running.get(name):
             connection.close()
 
@@ -131,11 +133,11 @@ class Exchange:
         """Forgets the statistics and topics of a connection that was dropped; its thread has ended. Main thread."""
         for by_name in (self.streams, self.topics, self.assigned):
             by_name.pop(name, None)
-        self._dropped.discard(name)
 
     def ended(self, name: str) -> bool:
         """Whether a connection is not to run again: it was dropped, or the program ends. Any thread."""
-        return name in self._dropped or self.stop.is_set()
+        stats = self.streams.get(name)
+        return self.stop.is_set() or (stats is not None and stats.dropped)
 
     def pause(self, name: str, seconds: float) -> None:
         """Waits for so long, or until ended(name). The connection's thread."""

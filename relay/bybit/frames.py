@@ -4,11 +4,15 @@ Performs no I/O and knows nothing of Bybit. `feed()` never raises: messages that
 delivered, and `error` says why nothing more can be read.
 """
 
+import struct
 from collections.abc import Callable
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-FIN_TEXT = 0x81
 MAX_MESSAGE = 64 << 20  # bytes; the largest message of Bybit is about 175,000 bytes
+
+# The first four bytes of a frame: its opcode and length, and the longer length of one that has it.
+HEADER = struct.Struct(">HH")
+TEXT_OF_0, TEXT_OF_125, TEXT_OF_16_BITS = 0x8100, 0x817D, 0x817E  # whole, unmasked
 
 
 class ProtocolError(Exception):
@@ -35,8 +39,6 @@ class FrameReader:
         self.alive = False
         self.error: ProtocolError | Closed | None = None
         self._max_message = max_message
-        # The largest length of 7 bits that needs no comparison with max_message; 126 stands for up to 65,535 bytes.
-        self._short = 126 if max_message >= 0xFFFF else min(max_message, 125)
         self._tail = bytearray()  # a frame that has begun
         self._need = 0  # bytes that _tail must have before the frame can be whole
         self._fragments: bytearray | None = None  # a message that has begun
@@ -54,29 +56,19 @@ class FrameReader:
             if len(self._tail) < self._need:
                 return messages  # a long frame is put together once, when it is whole
             data = bytes(self._tail)
-        append, end, position = messages.append, len(data), 0
+        end, position = len(data), 0
         self._need = 0
         try:
-            while position + 2 <= end:
-                # Nearly every frame of Bybit's: a whole text message, unmasked, shorter than 64 KiB.
-                length, start = data[position + 1], position + 2
-                if data[position] == FIN_TEXT and length <= self._short and self._fragments is None:
-                    if length == 126:
-                        start += 2
-                        if start > end:
-                            break
-                        length = data[position + 2] << 8 | data[position + 3]
-                    stop = start + length
-                    if stop > end:
-                        self._need = stop - position
-                        break
-                    append(data[start:stop])
-                else:
-                    start, stop = self._header(data, position)
-                    if stop > end:
-                        self._need = stop - position
-                        break
-                    self._frame(data[position], data[start:stop], append)
+            while position < end:
+                if self._fragments is None:
+                    position = take_plain(data, position, self._max_message, messages.append)
+                if position + 2 > end:
+                    break
+                start, stop = self._header(data, position)
+                if stop > end:
+                    self._need = stop - position
+                    break
+                self._frame(data[position], data[start:stop], messages.append)
                 position = stop
         except (ProtocolError, Closed) as error:
             # Its traceback leads back here: a cycle that would keep what was collected, 64 MiB at most, for long.
@@ -132,3 +124,23 @@ class FrameReader:
             if final:
                 append(bytes(fragments))
             self._fragments = None if final else fragments
+
+
+def take_plain(data: bytes, at: int, max_message: int, append: Callable[[bytes], None]) -> int:
+    """Takes what nearly all frames of Bybit's are: whole text messages, unmasked, shorter than 64 KiB. Returns where
+    the first begins that is none, or is not complete. Every message passes here: about 0.2 us each.
+    """
+    last, header = len(data) - HEADER.size, HEADER.unpack_from
+    while at <= last:
+        first, length = header(data, at)
+        start = at + 4
+        if first != TEXT_OF_16_BITS:
+            if not TEXT_OF_0 <= first <= TEXT_OF_125:
+                break
+            start, length = at + 2, first - TEXT_OF_0
+        stop = start + length
+        if stop > len(data) or length > max_message:
+            break
+        append(data[start:stop])
+        at = stop
+    return at

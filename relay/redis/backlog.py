@@ -6,8 +6,10 @@ from itertools import islice
 from threading import Lock
 from typing import Any
 
+from relay.batch import Batch
 from relay.events import encoded
 from relay.redis.lines import identify
+from relay.redis.notices import DropNotice, Event, count_lost
 from relay.redis.pending import Pending
 from relay.redis.resp import channel_of, publish_head, text_of
 
@@ -16,8 +18,6 @@ OVERHEAD = 64
 # Channels whose names are remembered: so many of the latest, and as many before these. Where each symbol has its own,
 # those of options come and go for ever.
 MAX_CHANNELS = 10_000
-# Channels by which losses are counted; what more there are count as one, of this name.
-MAX_COUNTED, MORE = 10_000, "more channels"
 # Bytes waiting above which the backlog counts as crowded, and the share of the limit above which readers wait for room:
 # the rest is for what is in flight, and for what all readers together read before they notice.
 CROWDED, HALF_FULL = 1 << 20, 0.5
@@ -25,24 +25,6 @@ CROWDED, HALF_FULL = 1 << 20, 0.5
 MOVED_AT_ONCE = 200
 
 _DIVERTED = -1  # a limit that every message exceeds
-
-
-def count_lost(lost: Counter[str], channel: str, messages: int = 1) -> None:
-    """Adds lost messages to a count that is kept for ever."""
-    lost[channel if channel in lost or len(lost) < MAX_COUNTED else MORE] += messages
-
-
-class DropNotice(bytes):
-    """A PUBLISH that announces lost messages. It knows what it announces, in case it is dropped itself."""
-
-    channel: str
-    messages: int
-
-
-class Event(bytes):
-    """A PUBLISH that announces something about topics."""
-
-    topics: Sequence[str]
 
 
 class Backlog:
@@ -98,7 +80,9 @@ class Backlog:
         return list(self._older | self._heads)
 
     def append(self, channel: str, message: Any) -> None:
-        """Queues a message: bytes and str as they are, all else as JSON. Any thread; never waits for Redis."""
+        """Queues a message: bytes and str as they are, all else as JSON; or a Batch. Any thread, never waits."""
+        if isinstance(message, Batch):
+            return self._extend(channel, message)
         if not isinstance(message, bytes):
             message = encoded(message)
         head = self._heads.get(channel) or self._head(channel)
@@ -108,6 +92,21 @@ class Backlog:
             self.waiting_bytes += len(command) + OVERHEAD
             if self.waiting_bytes + self.in_flight_bytes > self._threshold:
                 self._exceeded(channel, message)
+
+    def _extend(self, channel: str, messages: Batch) -> None:
+        """Queues messages that came together, at a third of what append() costs for each."""
+        head = self._heads.get(channel) or self._head(channel)
+        commands = [b"%b%d\r\n%b\r\n" % (head, len(message), message) for message in messages]
+        size = sum(map(len, commands)) + OVERHEAD * len(commands)
+        with self._lock:
+            if self.pending is not None and self._threshold == _DIVERTED:
+                now = self._now()
+                for command, message in zip(commands, messages, strict=True):
+                    self.pending.add(command, channel, message, now)
+                return
+            self.waiting.extend(commands)
+            self.waiting_bytes += size
+            self._drop_oldest()
 
     def announce(self, channel: str, message: bytes, topics: Sequence[str]) -> None:
         """Queues an event, in order with the messages. Any thread."""
@@ -199,14 +198,17 @@ class Backlog:
 
     def move(self, room: int, in_flight: deque[bytes]) -> list[bytes]:
         """Puts the oldest commands in flight, as many as it takes to fill `room` bytes, and returns them."""
-        batch: list[bytes] = []
         waiting = self.waiting
-        size = 0
         with self._lock:
-            while waiting and size < room:
-                command = waiting.popleft()
-                size += len(command)
-                batch.append(command)
+            size = self.waiting_bytes - OVERHEAD * len(waiting)
+            if size <= room:  # nearly always: then nothing is done for each
+                batch = list(waiting)
+                waiting.clear()
+            else:
+                batch, size = [], 0
+                while waiting and size < room:
+                    batch.append(waiting.popleft())
+                    size += len(batch[-1])
             self.waiting_bytes -= size + OVERHEAD * len(batch)
             # In the same moment: append() must see every byte, and count_with() every command, here or there.
             self.in_flight_bytes += size

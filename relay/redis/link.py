@@ -62,7 +62,7 @@ class Timeouts:
     reply: float = 5.0
     retry: float = 0.05
     retry_max: float = 1.0
-    idle: float = 0.1
+    idle: float = 0.2
     probe: float = 1.0
     grace: float = 2.0
     state_expiry: int = STATE_EXPIRY

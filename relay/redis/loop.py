@@ -202,7 +202,8 @@ class ReconnectLoop:
                 queries += self.probe.nodes.queries() + self.probe.queries(
                     self.trust.channels(self._pipeline.backlog.channels)
                 )
-            if link.open and (is_probe_due or self._deadline is not None or self._pipeline.backlog.diverted):
+            is_ending = self._deadline is not None or self._pipeline.backlog.diverted  # somebody waits for the rest
+            if link.open and (is_probe_due or is_ending):
                 link.announce_rejected()
             all_sent = link.service(queries)
             if not self._log.connected:
@@ -214,7 +215,7 @@ class ReconnectLoop:
                     {"reason": error},
                 )
             self._state.log_changes()
-            if not all_sent or (self._deadline is not None and self._pipeline.in_flight):
+            if not all_sent or (is_ending and self._pipeline.in_flight):
                 link.wait()
             elif not link.open or not self._pipeline.backlog.waiting_bytes:  # else a flush() found the lock taken
                 self._sleep(self._timeouts.idle)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from relay.log import LogOnce
-from relay.redis.backlog import Backlog, DropNotice, count_lost
+from relay.redis.backlog import Backlog
+from relay.redis.notices import DropNotice, count_lost
 from relay.redis.poison import PoisonDetector
 from relay.redis.resp import Query, channel_of, parse_reply, publish_head, text_of
 from relay.redis.retained import Retained
@@ -31,8 +32,6 @@ UNAVAILABLE = (
     b"-ERR max number of clients",
 )
 UNAVAILABLE_TO_MESSAGES = (*UNAVAILABLE, b"-TRYAGAIN", b"-CLUSTERDOWN")
-
-_ERROR = ord("-")
 
 
 class Unavailable(Exception):
@@ -210,7 +209,7 @@ class Pipeline:
     def _outcome(self, data: bytes, at: int) -> tuple[int, bytes]:
         """The reply to a message, of which a line has come: where it ends, -1 if it is not complete; and its error."""
         end = data.index(b"\r\n", at)
-        return end + 2, data[at:end] if data[at] == _ERROR else b""
+        return end + 2, data[at:end] if data.startswith(b"-", at) else b""
 
     def _answer(self, query: Query, data: bytes, at: int) -> int:
         """Hands a query its reply. Returns where the reply ends, -1 if it is not complete."""

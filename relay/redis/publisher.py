@@ -58,7 +58,7 @@ class Publisher:
     options: redis-py's for each connection, such as db, password, credential_provider, ssl_certfile.
 
     publish(channel, message): queues a message, bytes and str as they are, all else as JSON. Any thread, never waits;
-        it is sent with the next flush(), or within 0.1 s by itself.
+        it is sent with the next flush(), or within 0.2 s by itself.
     """
 
     def __init__(
@@ -216,6 +216,7 @@ class Publisher:
         15 s after the last call.
         """
         self._state_hash.set(fields)
+        self._loop.wake.set()
 
     # Leader and standby, for a publisher with `pending`. What waits and what is pending moves under the backlog's lock,
     # so whatever these calls meet, no message is lost, nor is its place among those of its topic.
@@ -259,6 +260,7 @@ class Publisher:
     def divert(self) -> None:
         """What is published from now on becomes pending; what waits is still sent. Any thread, never waits."""
         self._backlog.divert()
+        self._loop.wake.set()  # the confirmations of the rest are read at once
 
     def stand_by(self) -> None:
         """Ends the connection, so that nothing more is sent, and makes all pending that is not confirmed. Any thread;

@@ -1,0 +1,139 @@
+"""What comes in on one connection, from its socket to its callbacks."""
+
+import ssl
+from collections.abc import Callable
+from time import monotonic, time
+from typing import Any
+
+from relay.bybit.frames import Closed, FrameReader
+from relay.bybit.health import Health
+from relay.bybit.repair import Repair
+from relay.bybit.sequence import Gap
+from relay.bybit.subscription import Subscription
+from relay.dispatch import Router
+from relay.errors import ConnectionLost
+from relay.log import shorten
+from relay.stats import Sampler
+
+# Bytes asked of the socket at once. Not below the 16 KiB of a TLS record: poll() does not see what TLS keeps decrypted.
+READ_SIZE = 65536
+# Bytes read at once after which there is probably more: what is handed on together costs less.
+MUCH = 4096
+# Messages delivered between two looks at the ping clock.
+PING_CHECK_EVERY = 16
+
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Intake:
+    """A part of one connection. It belongs to the connection's thread, but while the connection is lent to the Reader:
+    then the Reader calls hand_on(), and nobody anything else.
+
+    holds: whether something was read that is not delivered yet.
+    """
+
+    def __init__(
+        self,
+        sock: Any,
+        router: Router,
+        subscription: Subscription,
+        repair: Repair | None,
+        health: Health,
+        sampler: Sampler,
+    ) -> None:
+        self._sock, self._router, self._subscription, self._repair = sock, router, subscription, repair
+        self._health, self._sampler = health, sampler
+        self._frames = FrameReader()
+        # One buffer for the life of the connection: recv() would allocate as much each time, and fragment memory.
+        self._buffer = memoryview(bytearray(READ_SIZE))
+        # What was read and is not delivered yet, and the gaps in it.
+        self._messages: list[bytes] = []
+        self._gaps: list[tuple[bytes, Gap]] = []
+        self.holds = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but data is expected, which only has to be handed on."""
+        return self._router.takes_batches and not (self._subscription.awaiting_snapshot or self._subscription.pending)
+
+    def hand_on(self) -> int | None:
+        """Reads once and delivers it, if it is plain data without a gap. Returns the number of messages; None:
+        deliver() is to be called. Raises what read() does.
+        """
+        if not self.read():
+            return 0
+        frames, messages = self._frames, self._messages
+        if self._gaps or frames.pings or frames.error or not self._router.deliver_plain(messages):
+            return None
+        self.holds = False
+        if messages:
+            self._health.since_message = 0.0
+        return len(messages)
+
+    def read(self) -> bool:
+        """Reads once. Returns whether there was something. Raises OSError, and ConnectionLost at the end."""
+        receive = self._sock.recv_into
+        try:
+            size = receive(self._buffer)
+        except WOULD_BLOCK:
+            return False
+        try:
+            while MUCH <= size <= READ_SIZE // 2 and (more := receive(self._buffer[size:])):
+                size += more
+        except OSError:
+            pass  # it is empty now; of an end the next call tells
+        if not size:
+            raise ConnectionLost("Bybit closed the TCP connection without a close frame")
+        self.holds = True
+        self._messages = messages = self._frames.feed(bytes(self._buffer[:size]))
+        if self._frames.alive:
+            self._health.since_frame = 0.0
+        if messages:
+            if (arrived := time()) >= self._sampler.due:
+                self._sampler.sample(messages[0], arrived)  # the one that has waited longest
+            if self._subscription.awaiting_snapshot or self._subscription.pending:
+                self._subscription.seen(messages)
+            repair = self._repair
+            if repair and repair.watches:
+                self._gaps = repair.look(messages)
+        return True
+
+    def deliver(self, between: Callable[[float], None], answer: Callable[[bytes], None]) -> tuple[int, bool]:
+        """Delivers what was read. Returns how many messages that was, and whether there was a gap. Raises
+        ConnectionLost after them.
+
+        between: called now and then, with the monotonic time, as a callback may take long. answer: gets the payload of
+        each ping.
+        """
+        self.holds = False
+        messages, gaps, self._gaps = self._messages, self._gaps, []
+        if messages and self._deliver_around(gaps, messages, between):
+            self._health.since_message = 0.0
+        for payload in self._frames.pings:
+            answer(payload)
+        if error := self._frames.error:
+            closed = "Bybit closed the connection: " if isinstance(error, Closed) else ""
+            raise ConnectionLost(closed + shorten(error))
+        return len(messages), bool(gaps)
+
+    def _deliver_around(
+        self, gaps: list[tuple[bytes, Gap]], messages: list[bytes], between: Callable[[float], None]
+    ) -> int:
+        """Delivers messages, each gap reported before the message that follows it. Returns how many were data."""
+        data = first = 0
+        for message, gap in gaps:
+            assert self._repair
+            stop = next(index for index in range(first, len(messages)) if messages[index] is message)
+            data += self._deliver(messages[first:stop], between)
+            self._repair.report(gap)
+            first = stop
+        return data + self._deliver(messages[first:], between)
+
+    def _deliver(self, messages: list[bytes], between: Callable[[float], None]) -> int:
+        if len(messages) <= PING_CHECK_EVERY:
+            return self._router.deliver(messages)
+        data = 0
+        for first in range(0, len(messages), PING_CHECK_EVERY):
+            data += self._router.deliver(messages[first : first + PING_CHECK_EVERY])
+            between(monotonic())
+        return data

@@ -173,10 +173,8 @@ class Collector:
         starts: dict[str, Callable[[], None]] = {"Redis": publisher.start}
         if leadership:
             starts["Leader"] = partial(leadership.start, exchange)
-        return Services(
-            starts
-            | {"Reader": exchange.reactor.start, "Snapshots": self.snapshots.start, "Requests": self.listener.start}
-        )
+        starts |= {"Reader": exchange.reactor.start, "Snapshots": self.snapshots.start, "Requests": self.listener.start}
+        return Services(starts)
 
     def monitor(self) -> Monitor:
         streams = self.streams
@@ -222,12 +220,8 @@ class Collector:
             log.error("%(messages)d messages could not be delivered to Redis and are lost", {"messages": left})
         if leadership:
             leadership.close()
-        for each in (
-            exchange.reactor,
-            self.instruments,
-            self.listener,
-            self.snapshots,
-        ):  # they have ended, unless something hangs
+        # These have ended, unless something hangs.
+        for each in (exchange.reactor, self.instruments, self.listener, self.snapshots):
             each.join(deadline)
         return 1 if left else 0
 

@@ -45,30 +45,28 @@ class Client:
         if self.waiting:
             self.waiting.append(bytes(data))
             return
-        try:
-            written = self.sock.send(data)
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            written = 0
-        except OSError:
-            self.close()
-            return
-        if written < len(data):
+        written = self._write(data)
+        if self.open and written < len(data):
             self.waiting.append(bytes(data[written:]))
 
     def flush(self) -> None:
         """Write what waits, as far as it goes."""
         while self.waiting and self.open:
             first = self.waiting.popleft()
-            try:
-                written = self.sock.send(first)
-            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                written = 0
-            except OSError:
-                self.close()
-                return
-            if written < len(first):
+            written = self._write(first)
+            if self.open and written < len(first):
                 self.waiting.appendleft(first[written:])
                 return
+
+    def _write(self, data: bytes | bytearray) -> int:
+        """Bytes that the kernel takes now. Closes a connection that is lost."""
+        try:
+            return self.sock.send(data)
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return 0
+        except OSError:
+            self.close()
+            return 0
 
     def messages(self) -> list[tuple[int, bytes]]:
         """What the client sent since the last call: opcode and payload of each frame."""

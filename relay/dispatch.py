@@ -98,7 +98,7 @@ class Router:
         they were. The Reader, or the stream's thread, which calls log_failures() later.
         """
         callback, prefix = self._raw_callback, self._prefix
-        if callback is None:
+        if callback is None or not self.takes_batches:
             return False
         if not messages:
             return True

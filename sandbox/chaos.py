@@ -55,7 +55,7 @@ class Chaos:
         self, symbols: str, board: Board, pace: float, signals: Sequence[int], tell: Callable[[str], None]
     ) -> None:
         self.board, self.pace, self.tell = board, pace, tell
-        self.leader = ""  # as the subscriber knows it, from the event
+        self.leader = ""  # from the event; the subscriber may miss it while Redis is away
         self.proof: Proof | None = None  # from when all must arrive
         self.redis = LocalRedis()
         self.bybit = Bybit({"linear": symbols.split(",")}, board.rate, doors=2, truth=True)
@@ -154,11 +154,15 @@ class Chaos:
         return [one for one in self.bybit.connections if one.port == port and one.closed is None]
 
     def wait_for_pair(self) -> None:
+        """Waits until one leads and one is ready; then `leader` is right, whatever the subscriber has missed."""
+
         def is_there() -> bool:
             try:
-                return pair_of(instances(self.redis)) is not None
+                pair = pair_of(instances(self.redis))
             except redis.RedisError:
                 return False  # Redis has only just come back
+            self.leader = pair[0] if pair else self.leader
+            return pair is not None
 
         self.wait(is_there, "No collector is ready to take over")
 

@@ -43,6 +43,7 @@ def redis_hangs(chaos: Chaos) -> None:
 
 
 def the_leader_is_killed(chaos: Chaos) -> None:
+    chaos.wait_for_pair()
     leader = chaos.leader
     chaos.programs[leader].send_signal(signal.SIGKILL)
     chaos.wait_for_takeover(leader)

@@ -27,8 +27,9 @@ def raw(callback: C) -> C:
 
 
 def batched(callback: C) -> C:
-    """Marks a callback that takes the text of a message, in bytes, or a Batch of such texts: all that has come at once.
-    It must not block: it may run on the thread that reads all connections.
+    """Marks a callback that takes the text of a message, in bytes, or a Batch of such texts. The thread Reader gives it
+    all that it has read at once; the connection's own thread gives it one text at a time. It must not block: the Reader
+    reads all connections.
     """
     callback.batched = True  # type: ignore[attr-defined]
     return raw(callback)
@@ -43,7 +44,7 @@ def is_utf8(message: bytes) -> bool:
 
 
 class Router:
-    """Delivers the messages of one connection, on its stream's thread.
+    """Delivers the messages of one connection, on the thread that owns it.
 
     callbacks: by topic. on_control: gets every JSON object without a topic, such as an answer to a request.
     """
@@ -95,7 +96,7 @@ class Router:
 
     def deliver_plain(self, messages: list[bytes]) -> bool:
         """Hands all messages on at once, if they are plainly data for a callback that takes batches. Returns whether
-        they were. The Reader, or the stream's thread, which calls log_failures() later.
+        they were. For the Reader: the connection's thread calls log_failures() later.
         """
         callback, prefix = self._raw_callback, self._prefix
         if callback is None or not self.takes_batches:
@@ -115,7 +116,7 @@ class Router:
         return True
 
     def log_failures(self) -> None:
-        """Tells the log what failed in deliver_plain(). The stream's thread, as the line bears its name."""
+        """Tells the log what failed in deliver_plain(). The connection's thread, as the line bears its name."""
         if self._unlogged:
             failures, self._unlogged = self._unlogged, {}
             for callback, error in failures.values():

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 SAMPLE_EVERY = 0.01  # seconds: of what arrives within them, one message of a connection is sampled
-# Seconds that delays are told of, and those of a slot. A pause of some seconds is forgotten after WINDOW, whatever the
-# rate is.
+# Seconds: delays of the last WINDOW are told, in slots of SLOT. So a pause is forgotten after WINDOW at any rate.
 WINDOW, SLOT = 10.0, 1.0
 SLOTS = 20  # that are kept: more than WINDOW has, as each new connection begins one
 
@@ -27,8 +26,8 @@ def stream_of(name: str) -> str:
 class StreamStats:
     """What a connection of a stream has done since the program started, in all its lives.
 
-    Written by the stream's thread, read by any: each field is one value that Python replaces at once. Made where the
-    stream is made, never by a reader.
+    Written by the thread that owns the connection, read by any: each field is one value that Python replaces at once.
+    Made where the stream is made, never by a reader.
     """
 
     messages: int = 0

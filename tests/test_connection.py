@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from functools import partial
+from itertools import pairwise
 
 import pytest
 from vocabulary import PAUSE, TIMER, Collector, StandIn, both_ways, eventually, message, rejected, subscribed
@@ -395,6 +396,24 @@ def test_a_stop_at_any_moment_ends_the_stream(exchange, caplog, lends):
 
 
 # Silence, and what only looks like it.
+
+
+@both_ways
+def test_the_timer_keeps_time_whenever_messages_come(exchange, collector):
+    """Each comes just before the timer is due: that must not wait for the next one."""
+    collector.timeouts = Timeouts(timer=0.2)
+    collector.streams("publicTrade", "BTCUSDT")
+    exchange.subscribed()
+    due, end = [], time.monotonic() + 2
+    while time.monotonic() < end:
+        exchange.publish(message("publicTrade.BTCUSDT", len(due)))
+        until = time.monotonic() + 0.19
+        while time.monotonic() < until:
+            if (latest := collector.stats.heartbeat_due) not in due:
+                due.append(latest)
+            time.sleep(0.005)
+    periods = [later - earlier for earlier, later in pairwise(due)]
+    assert min(period for period in periods if period > 0) < 0.3  # while it connects it is due later
 
 
 @both_ways

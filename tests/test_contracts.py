@@ -11,11 +11,11 @@ import importlib.metadata
 import inspect
 import re
 import socket
-import ssl
 import textwrap
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -32,6 +32,7 @@ from relay.bybit.client import Client
 from relay.bybit.dial import interrupt
 from relay.bybit.exchange import Exchange
 from relay.bybit.rest import Bounded, Leash
+from relay.bybit.tls import TLS, TLSSocket
 from sandbox.bybit import Bybit, RestScript
 from sandbox.redis import LocalRedis
 
@@ -314,15 +315,20 @@ def test_the_socket_is_the_live_one_and_takes_any_timeout():
         ws.shutdown()
 
 
-def test_under_tls_the_socket_is_an_ssl_socket_that_verifies(tls_exchange):
-    where = "relay/bybit/connection.py Connection._read, and the promise that certificates are checked"
-    ws = websocket.create_connection(f"{tls_exchange.url}/v5/public/linear", timeout=WAIT)
-    assert isinstance(ws.sock, ssl.SSLSocket), client(f"WebSocket.sock is a {type(ws.sock)}", where)
-    assert ws.sock.context.verify_mode == ssl.CERT_REQUIRED, client("it verifies no certificates", where)
-    assert ws.sock.context.check_hostname, client("it does not check the host's name", where)
-    ws.sock.settimeout(0)
-    with pytest.raises(ssl.SSLWantReadError):
-        ws.sock.recv_into(bytearray(1))
+def test_under_tls_the_context_that_is_given_wraps_the_socket(tls_exchange):
+    where = "relay/bybit/dial.py Dial._run, which gives it relay/bybit/tls.py TLS"
+    host = urlsplit(tls_exchange.url).hostname
+    calls = []
+
+    class Recorder:
+        @staticmethod
+        def wrap_socket(sock, **options):
+            calls.append((type(sock), options["server_hostname"]))
+            return TLS.wrap_socket(sock, **options)
+
+    ws = websocket.create_connection(f"{tls_exchange.url}/v5/public/linear", timeout=WAIT, sslopt={"context": Recorder})
+    assert calls == [(socket.socket, host)], client(f"wrap_socket() was called with {calls}", where)
+    assert isinstance(ws.sock, TLSSocket), client(f"WebSocket.sock is a {type(ws.sock)}", where)
     ws.shutdown()
 
 
@@ -338,6 +344,13 @@ def test_send_and_pong_write_one_masked_frame(name):
         wanted = {"send": (0x81, 0x87, b"tickers"), "pong": (0x8A, 0x87, b"payload")}[name]
         assert found == wanted, client(f"{name}() writes {sent.hex()}", where)
         ws.shutdown()
+
+
+def test_shutdown_closes_the_socket_under_tls_too(tls_exchange):
+    ws = websocket.create_connection(f"{tls_exchange.url}/v5/public/linear", timeout=WAIT, sslopt={"context": TLS})
+    sock = ws.sock
+    ws.shutdown()
+    assert sock.fileno() == -1, client("shutdown() leaves the socket open", "relay/bybit/tls.py TLSSocket._closed")
 
 
 def test_shutdown_closes_the_socket_at_once_and_says_nothing():

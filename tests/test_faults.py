@@ -10,17 +10,18 @@ import time
 
 import pytest
 from conftest import Subscriber, eventually
-from vocabulary import TIMER, message
+from vocabulary import TIMER, both_ways, message
 
 from relay.backoff import Backoff
+from relay.batch import Batch
 from relay.bybit.health import Timeouts
-from relay.dispatch import raw
+from relay.dispatch import batched, raw
 from relay.redis import link
 from relay.redis.publisher import Publisher
 
 CHANNEL, TOPIC = "test:faults", "publicTrade.BTCUSDT"
 SECONDS = 3.0  # of faults in a run
-SEEDS = [int(os.environ["FAULT_SEED"])] if "FAULT_SEED" in os.environ else [0, 1, 2, 3, *["random"] * 4]
+SEEDS = [int(os.environ["FAULT_SEED"])] if "FAULT_SEED" in os.environ else [0, 1, "random", "random"]
 # What Bybit's end does to a connection, and whether what it had sent must have arrived all the same.
 BYBIT_FAULTS = {
     "drop": True,
@@ -46,12 +47,15 @@ class Run:
         timeouts = link.Timeouts(reply=0.6, probe=0.05, grace=5.0)
         collector.sink = self.publisher = Publisher("127.0.0.1", redis.port, timeouts=timeouts)
         self.publisher.start()
-        collector.streams("publicTrade", "BTCUSDT", callback=raw(lambda text: self.take(text)))
+        mark = batched if collector.lends else raw
+        collector.streams("publicTrade", "BTCUSDT", callback=mark(lambda texts: self.take(texts)))
 
-    def take(self, text):
-        number = json.loads(text)["ts"]
-        self.received.append(number)
-        self.publisher.publish(CHANNEL, b"%d" % number)
+    def take(self, texts):
+        """One text, or a Batch."""
+        for text in texts if isinstance(texts, Batch) else [texts]:
+            number = json.loads(text)["ts"]
+            self.received.append(number)
+            self.publisher.publish(CHANNEL, b"%d" % number)
 
     def send(self):
         self.exchange.publish(message(TOPIC, self.sent))
@@ -110,8 +114,13 @@ class Run:
         eventually(lambda: probes() >= before + count)
 
 
+@both_ways
 @pytest.mark.parametrize("seed", SEEDS)
-def test_all_that_was_received_arrives_in_order_at_least_once(seed, exchange, collector, own_redis):
+def test_all_that_was_received_arrives_in_order_at_least_once(seed, lends, request, exchange, collector, own_redis):
+    """Read by the stream's own thread without TLS, by the Reader with it."""
+    if lends:
+        exchange = request.getfixturevalue("tls_exchange")
+        collector.reads_from(exchange)
     if seed == "random":  # drawn here and not above: every process that runs tests must collect the same ones
         seed = random.getrandbits(32)
     print(f"seed {seed}")

@@ -11,7 +11,7 @@ import weakref
 import pytest
 from conftest import eventually
 
-from relay.bybit.reactor import LOOK, Loan, Reactor
+from relay.bybit.reactor import CHECK_EVERY, Loan, Reactor
 
 WAIT = 10.0  # seconds after which a test gives up
 
@@ -240,7 +240,7 @@ def test_what_is_lent_after_the_end_is_given_back_at_once(reactor, line):
     assert one.given_back.is_set()
     began = time.monotonic()
     reactor.recall(one.loan)
-    assert time.monotonic() - began < LOOK / 2
+    assert time.monotonic() - began < CHECK_EVERY / 2
 
 
 def test_what_is_lent_at_the_moment_of_the_stop_is_given_back(sink, line):
@@ -258,11 +258,10 @@ def test_what_is_lent_at_the_moment_of_the_stop_is_given_back(sink, line):
         reactor.join(time.monotonic() + WAIT)
         began = time.monotonic()
         reactor.recall(one.loan)
-        assert time.monotonic() - began < LOOK / 2
+        assert time.monotonic() - began < CHECK_EVERY / 2
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_flush_that_fails_ends_the_thread_and_every_connection_is_read_by_its_own(reactor, sink, line):
+def test_a_flush_that_fails_ends_the_thread_and_every_connection_is_read_by_its_own(reactor, sink, line, caplog):
     lines = [line() for _ in range(3)]
     for one in lines:
         reactor.lend(one.loan)
@@ -272,6 +271,7 @@ def test_a_flush_that_fails_ends_the_thread_and_every_connection_is_read_by_its_
         assert one.given_back.wait(WAIT), "at once, not at its next timer"
         reactor.recall(one.loan)
     eventually(lambda: not reactor.is_running)
+    assert "Internal error; each connection is read by its own thread from now on" in caplog.text
     lines[0].take()  # unless the Reader has read it before it ended
     assert lines[0].got == b"read"
 
@@ -290,7 +290,7 @@ def test_a_recall_waits_for_a_read_that_takes_long(reactor, line):
     assert reading.wait(WAIT)
     owner = threading.Thread(target=lambda: reactor.recall(one.loan) or recalled.set())
     owner.start()
-    assert not recalled.wait(1.5 * LOOK)
+    assert not recalled.wait(1.5 * CHECK_EVERY)
     assert not one.got
     go_on.set()
     assert recalled.wait(WAIT)

@@ -1,9 +1,11 @@
 """One life of a connection to Bybit, from the handshake to its loss: the I/O around the pure modules beside it.
 
-Everything runs on the stream's thread. Other threads may only close() and wake().
+Everything here runs on the connection's thread, except for Intake.hand_on(), which the Reader calls while the
+connection is lent to it. Other threads may only close() and wake().
 
-websocket-client makes the handshake and sends; reading is done here. Of it are used the public create_connection(),
-WebSocket.sock, send(), pong() and shutdown(), and the fact that nothing is read ahead of the handshake.
+websocket-client makes the handshake and sends; intake.py and tls.py read. Of it are used the public
+create_connection(), WebSocket.sock, send(), pong() and shutdown(), and the fact that it reads nothing after the
+handshake.
 """
 
 import json
@@ -25,6 +27,7 @@ from relay.bybit.intake import Intake
 from relay.bybit.reactor import Loan
 from relay.bybit.repair import Repair
 from relay.bybit.subscription import Subscription
+from relay.bybit.tls import receiver
 from relay.bybit.waker import Waker
 from relay.dispatch import Callback, Router
 from relay.errors import ConnectionLost, Stalled
@@ -32,14 +35,16 @@ from relay.stats import Sampler, StreamStats, stream_of
 
 log = logging.getLogger(__name__)
 
-# While the socket has more to read: seconds and messages after which is flushed all the same.
-IDLE_GAP, FLUSH_EVERY = 0.001, 256
+# While the socket has more to read, messages are flushed at least so often.
+FLUSH_AFTER = 0.001  # seconds
+FLUSH_EVERY = 256  # messages
 
 
 class Connection:
-    """Made and run on its stream's thread, whose name it bears.
+    """Made and run on its own thread, whose name it bears.
 
-    callbacks: by topic; if main has assigned topics to it, it takes those in their place, whatever they become.
+    callbacks: by topic. Ignored if main has assigned topics to this connection: then Exchange.assigned decides, also
+    when it changes.
     stall_timeout: seconds without data after which it is given up, 0 = never.
     plan: called on the stream's thread once it is connected, every second and after wake(), before anything is asked
     of Bybit. It may change the subscription, and `callbacks` with it. Nothing is assigned to a connection with a plan.
@@ -162,7 +167,8 @@ class Connection:
                 pacer.failed(started, is_refusal(error))
             raise
         pacer.opened(monotonic())
-        self.stats.reconnects += self.stats.connections > 0
+        if self.stats.connections:
+            self.stats.reconnects += 1
         self.stats.connections += 1
 
     def _read(self) -> None:
@@ -173,7 +179,7 @@ class Connection:
         assert self._waker
         sock, waker = self._ws.sock, self._waker
         sock.settimeout(0)
-        intake = Intake(sock, self._router, self._subscription, self._repair, self._health, self._sampler)
+        intake = Intake(receiver(sock), self._router, self._subscription, self._repair, self._health, self._sampler)
         loan = Loan(sock, intake.hand_on, waker.wake)
         readable, woken = select.poll(), select.poll()
         readable.register(sock, select.POLLIN)
@@ -184,21 +190,23 @@ class Connection:
         self._sampler.turn(now)
         self._dialogue.advance(now)
         unflushed = 0
+        may_lend = False  # TLS may hold something that came with the handshake: no poll() sees that
         while not self._closing:
-            if is_lent := intake.is_plain and reactor.is_running:
+            if is_lent := may_lend and intake.is_plain and reactor.is_running:
                 reactor.lend(loan)
                 woken.poll(max(0.0, timer + interval - monotonic()) * 1000)
                 reactor.recall(loan)
-            is_dry = not (intake.holds or (not is_lent and intake.read()))
-            if not is_dry:
+            has_data = intake.holds if is_lent else intake.read()
+            may_lend = True
+            if has_data:
                 unflushed += self._deliver(intake)
             now = monotonic()
             # At once after a pause. Otherwise more is probably there already, and goes out in one piece with this.
-            if is_dry or now - flushed >= IDLE_GAP or unflushed >= FLUSH_EVERY:
+            if not has_data or now - flushed >= FLUSH_AFTER or unflushed >= FLUSH_EVERY:
                 flush()
                 unflushed, flushed = 0, now
                 if not is_lent:
-                    readable.poll(interval * 1000)
+                    readable.poll(max(0.0, timer + interval - now) * 1000)
                 now = monotonic()
             if now - timer >= interval:
                 self._on_timer(now, now - timer)

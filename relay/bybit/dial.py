@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import websocket
 
+from relay.bybit.tls import TLS
 from relay.log import shorten
 
 MAX_ANSWER = 1 << 17  # bytes of the answer to a handshake: its headers, and the page of one that is refused
@@ -102,7 +103,9 @@ class Dial:
     def _run(self) -> None:
         outcome: websocket.WebSocket | Exception
         try:
-            outcome = websocket.create_connection(self._url, timeout=self._step_timeout, class_=self._make)
+            outcome = websocket.create_connection(
+                self._url, timeout=self._step_timeout, class_=self._make, sslopt={"context": TLS}
+            )
         except Exception as error:
             outcome = error
         with self._lock:
@@ -123,8 +126,7 @@ def interrupt(ws: websocket.WebSocket | None) -> None:
     """Ends what another thread waits for on this WebSocket, if it has a socket. Any thread; never blocks."""
     if ws and (sock := ws.sock):
         try:
-            # Not SSLSocket's own shutdown: that drops the TLS state which the other thread is using.
-            socket.socket.shutdown(sock.sock if isinstance(sock, Answer) else sock, socket.SHUT_RDWR)
+            sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # it was closed already
 

@@ -42,44 +42,45 @@ class FrameReader:
         self._tail = bytearray()  # a frame that has begun
         self._need = 0  # bytes that _tail must have before the frame can be whole
         self._fragments: bytearray | None = None  # a message that has begun
+        self._is_between = True  # neither has, nor was there an error
 
     def feed(self, chunk: bytes) -> list[bytes]:
         if self.pings:
             self.pings = []
-        self.alive = False
         messages: list[bytes] = []
-        if self.error:
-            return messages
-        data = chunk
+        at = take_plain(chunk, 0, self._max_message, messages.append) if self._is_between else 0
+        self.alive = at == len(chunk) > 0
+        if not self.alive and not self.error:
+            self._feed(chunk, at, messages.append)
+        return messages
+
+    def _feed(self, data: bytes, position: int, append: Callable[[bytes], None]) -> None:
+        """Takes what is not, or not only, whole plain messages, from `position` on."""
         if self._tail:
-            self._tail += chunk
+            self._tail += data
             if len(self._tail) < self._need:
-                return messages  # a long frame is put together once, when it is whole
+                return  # a long frame is put together once, when it is whole
             data = bytes(self._tail)
-        end, position = len(data), 0
-        self._need = 0
+        end, self._need = len(data), 0
         try:
             while position < end:
                 if self._fragments is None:
-                    position = take_plain(data, position, self._max_message, messages.append)
+                    position = take_plain(data, position, self._max_message, append)
                 if position + 2 > end:
                     break
                 start, stop = self._header(data, position)
                 if stop > end:
                     self._need = stop - position
                     break
-                self._frame(data[position], data[start:stop], messages.append)
+                self._frame(data[position], data[start:stop], append)
                 position = stop
         except (ProtocolError, Closed) as error:
             # Its traceback leads back here: a cycle that would keep what was collected, 64 MiB at most, for long.
             self.error = error.with_traceback(None)
             self._fragments = None
         self.alive = position > 0 and self._fragments is None
-        if position < end and not self.error:
-            self._tail = bytearray(data[position:])
-        elif self._tail:
-            self._tail = bytearray()
-        return messages
+        self._tail = bytearray(data[position:]) if position < end and not self.error else bytearray()
+        self._is_between = not (self._tail or self._fragments is not None or self.error)
 
     def _header(self, data: bytes, at: int) -> tuple[int, int]:
         """Start and stop of the payload of the frame at `at`. Both are the end of the header while that is incomplete.

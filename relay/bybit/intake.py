@@ -1,9 +1,7 @@
 """What comes in on one connection, from its socket to its callbacks."""
 
-import ssl
 from collections.abc import Callable
 from time import monotonic, time
-from typing import Any
 
 from relay.bybit.frames import Closed, FrameReader
 from relay.bybit.health import Health
@@ -15,37 +13,30 @@ from relay.errors import ConnectionLost
 from relay.log import shorten
 from relay.stats import Sampler
 
-# Bytes asked of the socket at once. Not below the 16 KiB of a TLS record: poll() does not see what TLS keeps decrypted.
-READ_SIZE = 65536
-# Bytes read at once after which there is probably more: what is handed on together costs less.
-MUCH = 4096
 # Messages delivered between two looks at the ping clock.
 PING_CHECK_EVERY = 16
 
-WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
 
 class Intake:
-    """A part of one connection. It belongs to the connection's thread, but while the connection is lent to the Reader:
-    then the Reader calls hand_on(), and nobody anything else.
+    """A part of one connection. The connection's thread owns it. While the connection is lent, the Reader owns it, and
+    calls hand_on() only.
 
+    receive: returns what has come, b"" at the end; raises BlockingIOError if nothing has, OSError.
     holds: whether something was read that is not delivered yet.
     """
 
     def __init__(
         self,
-        sock: Any,
+        receive: Callable[[], bytes],
         router: Router,
         subscription: Subscription,
         repair: Repair | None,
         health: Health,
         sampler: Sampler,
     ) -> None:
-        self._sock, self._router, self._subscription, self._repair = sock, router, subscription, repair
+        self._receive, self._router, self._subscription, self._repair = receive, router, subscription, repair
         self._health, self._sampler = health, sampler
         self._frames = FrameReader()
-        # One buffer for the life of the connection: recv() would allocate as much each time, and fragment memory.
-        self._buffer = memoryview(bytearray(READ_SIZE))
         # What was read and is not delivered yet, and the gaps in it.
         self._messages: list[bytes] = []
         self._gaps: list[tuple[bytes, Gap]] = []
@@ -57,8 +48,8 @@ class Intake:
         return self._router.takes_batches and not (self._subscription.awaiting_snapshot or self._subscription.pending)
 
     def hand_on(self) -> int | None:
-        """Reads once and delivers it, if it is plain data without a gap. Returns the number of messages; None:
-        deliver() is to be called. Raises what read() does.
+        """Reads once and delivers it, if it is plain data without a gap. Returns how many messages that was, 0 if none
+        is complete; None: the connection's thread must call deliver(). Raises what read() does.
         """
         if not self.read():
             return 0
@@ -72,27 +63,19 @@ class Intake:
 
     def read(self) -> bool:
         """Reads once. Returns whether there was something. Raises OSError, and ConnectionLost at the end."""
-        receive = self._sock.recv_into
         try:
-            size = receive(self._buffer)
-        except WOULD_BLOCK:
+            data = self._receive()
+        except BlockingIOError:
             return False
-        try:
-            while MUCH <= size <= READ_SIZE // 2 and (more := receive(self._buffer[size:])):
-                size += more
-        except OSError:
-            pass  # it is empty now; of an end the next call tells
-        if not size:
+        if not data:
             raise ConnectionLost("Bybit closed the TCP connection without a close frame")
         self.holds = True
-        self._messages = messages = self._frames.feed(bytes(self._buffer[:size]))
+        self._messages = messages = self._frames.feed(data)
         if self._frames.alive:
             self._health.since_frame = 0.0
         if messages:
             if (arrived := time()) >= self._sampler.due:
                 self._sampler.sample(messages[0], arrived)  # the one that has waited longest
-            if self._subscription.awaiting_snapshot or self._subscription.pending:
-                self._subscription.seen(messages)
             repair = self._repair
             if repair and repair.watches:
                 self._gaps = repair.look(messages)
@@ -107,6 +90,8 @@ class Intake:
         """
         self.holds = False
         messages, gaps, self._gaps = self._messages, self._gaps, []
+        if self._subscription.awaiting_snapshot or self._subscription.pending:
+            self._subscription.seen(messages)
         if messages and self._deliver_around(gaps, messages, between):
             self._health.since_message = 0.0
         for payload in self._frames.pings:

@@ -9,6 +9,7 @@ A connection always has one owner. Its thread lends it, and does not touch it un
 touches nothing that is not lent to it. What either tells the other goes through `_orders` and `Loan.returned`.
 """
 
+import logging
 import select
 import threading
 from collections import deque
@@ -18,11 +19,13 @@ from typing import Any, Protocol
 
 from relay.bybit.waker import Waker
 
+log = logging.getLogger(__name__)
+
 # Seconds of the pause after a round that found several messages, but fewer than ENOUGH: more are on their way, and a
 # round of several costs less. Sleeping takes about as much again. docs/performance.md has what it brings.
 PAUSE, ENOUGH = 0.00005, 16
-# Seconds between two looks at whether the Reader still runs.
-LOOK = 0.5
+# Seconds between two checks of whether the Reader still runs.
+CHECK_EVERY = 0.5
 
 
 class Loan:
@@ -94,7 +97,7 @@ class Reactor:
         """Returns when the Reader does not touch the connection any more. Raises what reading it raised."""
         if not loan.returned.is_set():
             self._order(False, loan)
-            while not loan.returned.wait(LOOK) and self._thread.is_alive():
+            while not loan.returned.wait(CHECK_EVERY) and self._thread.is_alive():
                 pass  # a callback does not return: this thread is overdue then, and the monitor sees it
         error, loan.error = loan.error, None
         if error:
@@ -118,6 +121,8 @@ class Reactor:
         poller.register(self._waker, select.POLLIN)
         try:
             self._read_all(poller, self._waker)
+        except Exception:
+            log.exception("Internal error; each connection is read by its own thread from now on")
         finally:
             self._ended = True
             while self._orders:

@@ -15,7 +15,7 @@ from relay.redis.publisher import Publisher
 
 __all__ = ("BY_SYMBOL", "CHANNELS", "channel_of", "publish", "publisher")
 
-# Collectors that share a LEADER_KEY keep what they do not publish, and each its own status.
+# Bytes. It also bounds what a standby keeps.
 BUFFER = int(settings.REDIS_BUFFER_MB * 1024 * 1024)
 
 # redis-py's options. Each connection reads these files again, and asks for the login anew: both may change.

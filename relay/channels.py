@@ -54,7 +54,7 @@ class SymbolChannels:
 
     def of(self, message: bytes) -> str:
         """The channel of a message."""
-        # The look-up is all of the test that is made: what begins like a message that was remembered is like it.
+        # No other check is needed: the key ends with the topic, so equal keys have the same channel.
         return self.remembered.get(message[: message.find(b'"', 10)]) or self.find(message)
 
     def find(self, message: bytes) -> str:

@@ -451,3 +451,11 @@ def test_what_arrived_before_a_time_is_pruned():
     kept.published(b"4")
     kept.prune(7)
     assert kept.take()[0] == [command(b"7"), b"event", command(b"8"), b"event", command(b"9"), b"event"]
+
+
+def test_an_event_of_a_topic_without_messages_does_not_count_as_being_behind():
+    kept = Kept()
+    kept.event(b"rejected", "publicTrade.NOPE", now=1)
+    assert (len(kept), kept.since) == (1, None)
+    kept.arrives(frame("publicTrade.BTCUSDT", START, []), now=5)
+    assert (len(kept), kept.since) == (2, 5)

@@ -286,6 +286,15 @@ def test_after_divert_what_waits_is_sent_and_what_comes_is_kept(redis_server):
         eventually(lambda: numbers(subscriber) == list(range(20_010)))
 
 
+def test_divert_has_what_was_sent_confirmed_at_once(redis_server):
+    """The thread that reads the replies would do so after 60 s by itself."""
+    with Standby(redis_server, timeouts=Timeouts(idle=60)) as publisher:
+        publisher.leads()
+        publisher.send(1)
+        publisher.divert()
+        eventually(lambda: publisher.drained)
+
+
 def test_a_handover_that_is_called_off_keeps_the_order(redis_server):
     with Subscriber(redis_server, "test:*") as subscriber, Standby(redis_server) as publisher:
         publisher.leads()

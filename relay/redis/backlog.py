@@ -99,14 +99,13 @@ class Backlog:
         commands = [b"%b%d\r\n%b\r\n" % (head, len(message), message) for message in messages]
         size = sum(map(len, commands)) + OVERHEAD * len(commands)
         with self._lock:
-            if self.pending is not None and self._threshold == _DIVERTED:
-                now = self._now()
-                for command, message in zip(commands, messages, strict=True):
-                    self.pending.add(command, channel, message, now)
+            if self.pending is None or self._threshold != _DIVERTED:
+                self.waiting.extend(commands)
+                self.waiting_bytes += size
+                self._drop_oldest()
                 return
-            self.waiting.extend(commands)
-            self.waiting_bytes += size
-            self._drop_oldest()
+        for message in messages:  # one by one: what is pending is hashed under the lock
+            self.append(channel, message)
 
     def announce(self, channel: str, message: bytes, topics: Sequence[str]) -> None:
         """Queues an event, in order with the messages. Any thread."""

@@ -5,8 +5,8 @@ thread calls the rest and does all that can take time. Nobody waits for the netw
 flush() takes the lock only when it is free, so no reader ever waits for it.
 
 redis-py makes the connection (names, TLS, AUTH, SELECT); then its socket is driven from here, because its own way of
-publishing costs several times more and its retries send whole pipelines again. The one internal that this relies on,
-checked in tests/test_contracts.py: Connection._get_socket(), and that nothing is read ahead.
+publishing costs several times more and its retries send whole pipelines again. This relies on two
+internals, checked in tests/test_contracts.py: Connection._get_socket(), and that nothing is read ahead.
 """
 
 import fcntl
@@ -30,9 +30,10 @@ from relay.redis.role import Client
 
 T = TypeVar("T")
 
-# Seconds that give_way() takes while the backlog is crowded; those that it takes at most while the backlog is half
-# full, and between two looks at whether that still makes sense.
-YIELD, PATIENCE, LOOK = 0.005, 1.0, 0.1
+# Seconds of give_way().
+YIELD = 0.005  # while the backlog is crowded
+MAX_WAIT = 1.0  # for room, while it is half full
+CHECK_EVERY = 0.1  # between two checks of whether waiting still helps
 # Seconds without a reply after which Redis counts as hanging: then nobody gives way to it.
 SILENCE = 1.0
 # Bytes of replies read at once; TLS gives at most one record of 16 KiB.
@@ -146,11 +147,11 @@ class Link:
         began = monotonic()
         if backlog.waiting_bytes <= backlog.half_full:
             sleep(YIELD)
-        while backlog.waiting_bytes > backlog.half_full and self._is_relieving and monotonic() - began < PATIENCE:
-            # Another thread may clear an event that was meant for this one: then this one looks again after LOOK.
+        while backlog.waiting_bytes > backlog.half_full and self._is_relieving and monotonic() - began < MAX_WAIT:
+            # Another thread may clear an event that was meant for this one: it looks again after CHECK_EVERY.
             self._relieved.clear()
             if backlog.waiting_bytes > backlog.half_full and self.open:
-                self._relieved.wait(LOOK)
+                self._relieved.wait(CHECK_EVERY)
         backlog.count_waited(monotonic() - began)
 
     @property

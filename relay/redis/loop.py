@@ -87,7 +87,7 @@ class ReconnectLoop:
         return self._pipeline.is_settled and not (self.trust.is_left and self._pipeline.retained)
 
     def _run(self) -> None:
-        pause, untried = self._timeouts.retry, self._endpoint.choices  # addresses, while all have refused
+        pause, untried = self._timeouts.retry, self._endpoint.choices  # that have refused so far, all of them
         while not self._is_done:
             try:
                 self._session()
@@ -101,7 +101,7 @@ class ReconnectLoop:
                     return
                 if self._log.connected:
                     pause = self._timeouts.retry
-                # Where a connection that worked was merely cut, the next one goes first.
+                # After a connection that worked and was merely cut, the same host is tried first.
                 if not self._log.connected or not isinstance(error, OSError) or isinstance(error, TimeoutError):
                     self._endpoint.move_on()
                 if self._log.lost(error) and not isinstance(error, (*REDIS_ERRORS, Unavailable)):

@@ -57,8 +57,8 @@ class Publisher:
     stream_maxlen: messages that a Redis Stream of each channel keeps; 0 = there is none.
     options: redis-py's for each connection, such as db, password, credential_provider, ssl_certfile.
 
-    publish(channel, message): queues a message, bytes and str as they are, all else as JSON. Any thread, never waits;
-        it is sent with the next flush(), or within 0.2 s by itself.
+    publish(channel, message): queues a message, or each of a Batch: bytes and str as they are, all else as JSON. Any
+        thread, never waits; it is sent with the next flush(), or within 0.2 s by itself.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Publisher:
 
     @property
     def lost(self) -> int:
-        """How many these are: it costs next to nothing. Any thread."""
+        """The sum of `dropped`, which costs less. Any thread."""
         return self._backlog.overflowed.total() + self._pipeline.rejected.total()
 
     @property

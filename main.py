@@ -2,9 +2,10 @@
 
     Bybit --WebSocket--> Connection --bytes--> handle_* --> Publisher --PUBLISH--> Redis
 
-A thread per entry of STREAMS runs subscribe_* (below). It opens a connection and hands each message to the callback
-(callbacks/), which appends it to the backlog of the Publisher. The same thread then sends what Redis takes at once, and
-the thread "Redis" the rest. When the connection is lost, run_stream (below) waits and opens the next one, for ever.
+A thread per entry of STREAMS runs subscribe_* (below). It opens a connection and subscribes. The thread "Reader" reads
+all connections. It hands what has come to the callback (callbacks/), which appends it to the backlog of the Publisher,
+and sends what Redis takes at once; the thread "Redis" sends the rest. When a connection is lost, run_stream (below)
+waits and opens the next one, for ever.
 
 For more symbols set SYMBOLS in .env, or change STREAMS, at any time: append an entry, remove one, change its symbols.
 An entry is {"name": unique, "func": one of subscribe_*, "args": (symbol or list of symbols, callback)}. A symbol may be
@@ -39,7 +40,7 @@ from conf.names import BY_SYMBOL, CHANNELS, REPLY_PREFIX, REQUEST_CHANNEL
 from conf.plan import Plan
 from conf.settings import CHANNEL_TYPE, ORDERBOOK_DEPTH, SHARD, STALL_TIMEOUT, SYMBOLS
 from conf.streams import StreamSpec, in_shard
-from ops.cli import configure_logging, install_signal_handlers, read_settings_again, run_command
+from ops.cli import Signals, configure_logging, read_settings_again, run_command
 from ops.monitor import Monitor
 from ops.output import finished
 from ops.reconciler import Reconciler
@@ -60,7 +61,7 @@ from relay.redis.listener import Listener, Replies
 
 log = logging.getLogger(__name__)
 
-POLL_INTERVAL, STOP_TIMEOUT, HANDOVER = 0.25, 5.0, 1.0  # seconds
+POLL_INTERVAL, STOP_TIMEOUT, HANDOVER = 0.5, 5.0, 1.0  # seconds
 
 Symbols = str | list[str]
 
@@ -156,13 +157,20 @@ class Collector:
         except ValueError as mistake:  # of interest only where symbols are patterns
             base, no_list = "", str(mistake)
         self.plan = Plan(CHANNEL_TYPE, ORDERBOOK_DEPTH, no_list)
-        source = (CHANNEL_TYPE, settings.USE_TESTNET, base, settings.OPTION_COINS, settings.INSTRUMENTS_INTERVAL)
-        self.instruments = Instruments(*source, exchange.stop)
+        self.instruments = Instruments(
+            CHANNEL_TYPE,
+            settings.USE_TESTNET,
+            api_url=base,
+            option_coins=settings.OPTION_COINS,
+            interval=settings.INSTRUMENTS_INTERVAL,
+            stop=exchange.stop,
+        )
         self.streams = Reconciler(self.plan, exchange, self.instruments, self.run)
         replies = Replies(publisher.new_connection)
-        self.snapshots = Snapshots(exchange, replies, REPLY_PREFIX, self.publishes, self.foreign)
-        handlers = (self.snapshots.receive, self.snapshots.tick)
-        self.listener = Listener(publisher.new_connection, REQUEST_CHANNEL, *handlers, exchange.stop)
+        self.snapshots = snapshots = Snapshots(exchange, replies, REPLY_PREFIX, self.publishes, self.is_foreign)
+        self.listener = Listener(
+            publisher.new_connection, REQUEST_CHANNEL, snapshots.receive, snapshots.tick, exchange.stop
+        )
 
     def run(self, stream: StreamSpec) -> None:
         """What the thread of a stream runs."""
@@ -177,19 +185,26 @@ class Collector:
         return Services(starts)
 
     def monitor(self) -> Monitor:
-        streams = self.streams
-        about = (leadership, lambda: self.plan.wanted, streams.retired, self.beat, settings.PULSE_FILE)
-        state = State(publisher, self.state, BY_SYMBOL)
-        return Monitor(exchange.streams, streams.threads, publisher, state, *about)
+        return Monitor(
+            exchange.streams,
+            self.streams.threads,
+            publisher,
+            State(publisher, self.state, BY_SYMBOL),
+            leadership=leadership,
+            wanted=lambda: self.plan.wanted,
+            retired=self.streams.retired,
+            beat=self.beat,
+            pulse=settings.PULSE_FILE,
+        )
 
     def beat(self, up: int, streams: int) -> None:
         """Tells consumers that this collector publishes. A standby does not."""
         instance = settings.INSTANCE if leadership else ""
         publisher.beat(instance=instance, shard=settings.SHARD_NAME, up=up, streams=streams)
 
-    def foreign(self, topic: str) -> bool:
-        """Whether the collector of another shard answers for a topic, as it carries it, or would: the first, of "". Any
-        thread.
+    def is_foreign(self, topic: str) -> bool:
+        """Whether a topic belongs to another shard, whose collector answers requests for it. "" belongs to the first.
+        Any thread.
         """
         return not in_shard(topic.rpartition(".")[2], SHARD) and not exchange.carries(topic)
 
@@ -248,7 +263,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     if options.command:
         told = (options, collector.plan, STREAMS, collector.instruments, exchange, publisher)
         return finished(partial(run_command, *told))
-    signals, hangups = install_signal_handlers()
+    signals = Signals()
     source = settings.BYBIT_WS_URL or f"Bybit's {'testnet' if settings.USE_TESTNET else 'mainnet'}"
     symbols = ", ".join(SYMBOLS) if len(SYMBOLS) <= 8 else f"{len(SYMBOLS)} symbols"
     shard = ", shard {}/{}".format(*SHARD) if SHARD else ""
@@ -256,18 +271,18 @@ def main(arguments: Sequence[str] = ()) -> int:
     named = {**about, "symbols": SYMBOLS, "shard": SHARD}
     log.info("%(source)s, %(category)s, %(carried)s: to Redis at %(address)s", named)
     services, monitor = collector.services(), collector.monitor()
-    while not signals and not publisher.fatal:
-        if hangups:
-            hangups.clear()  # before: one that comes now counts, too
+    while not signals.stops and not publisher.fatal:
+        if signals.hangups:
+            signals.hangups.clear()  # before: one that comes now counts, too
             guarded(read_settings_again)
         guarded(services.tick)
         guarded(collector.streams.tick, STREAMS)
         guarded(monitor.tick)
-        exchange.stop.wait(POLL_INTERVAL)
+        signals.wait(POLL_INTERVAL)
     if publisher.fatal:
         log.error("Cannot start: %(reason)s", {"reason": publisher.fatal})
         return 2
-    log.info("Stopping on %(signal)s", {"signal": signals[0].name})
+    log.info("Stopping on %(signal)s", {"signal": signals.stops[0].name})
     sd_notify("STOPPING=1")
     return collector.stop()
 

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import select
 import signal
+import socket
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
@@ -70,28 +72,41 @@ def configure_logging(
         log.warning("%(warning)s", {"warning": warning})
 
 
-def install_signal_handlers() -> tuple[list[signal.Signals], list[signal.Signals]]:
-    """Returns two lists. One gets the first SIGINT or SIGTERM, or SIGHUP where there is a terminal. A second signal
-    kills the process, but for SIGHUP, which comes twice when a terminal is closed. The other list gets each SIGHUP
-    where there is no terminal. Main thread only.
+class Signals:
+    """What the process is sent. Main thread only.
+
+    stops: gets the first SIGINT or SIGTERM, or SIGHUP where there is a terminal. A second signal kills the process, but
+    for SIGHUP, which comes twice when a terminal is closed. hangups: gets each SIGHUP where there is no terminal.
     """
-    received: list[signal.Signals] = []
-    hangups: list[signal.Signals] = []
+
+    def __init__(self) -> None:
+        self.stops: list[signal.Signals] = []
+        self.hangups: list[signal.Signals] = []
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._reader, select.POLLIN)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGTERM, self._stop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+            signal.signal(signal.SIGHUP, self._stop if any(map(os.isatty, range(3))) else self._hang_up)
+
+    def wait(self, seconds: float) -> None:
+        """Returns after `seconds`, or as soon as there is a signal."""
+        if self._poll.poll(seconds * 1000):
+            self._reader.recv(4096)
 
     # Assignments only: a handler runs between any two instructions of the main thread, even inside a lock.
-    def stop(number: int, _frame: object) -> None:
-        received.append(signal.Signals(number))
+
+    def _stop(self, number: int, _frame: object) -> None:
+        self.stops.append(signal.Signals(number))
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN if each is signal.SIGHUP else signal.SIG_DFL)
 
-    def hang_up(number: int, _frame: object) -> None:
-        hangups.append(signal.Signals(number))
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
-        signal.signal(signal.SIGHUP, stop if any(map(os.isatty, range(3))) else hang_up)
-    return received, hangups
+    def _hang_up(self, number: int, _frame: object) -> None:
+        self.hangups.append(signal.Signals(number))
 
 
 def read_settings_again() -> None:

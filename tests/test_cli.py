@@ -6,13 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from programs import ROOT
 
 from ops.arguments import Arguments, parse_arguments
-from ops.cli import STOP_SIGNALS, configure_logging, install_signal_handlers
+from ops.cli import STOP_SIGNALS, Signals, configure_logging
 
 
 @pytest.mark.parametrize(
@@ -88,15 +89,27 @@ def handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+    signal.set_wakeup_fd(-1)
 
 
 def test_the_first_signal_is_recorded_and_the_second_has_its_default_effect(handlers):
-    received, hangups = install_signal_handlers()
-    assert received == hangups == []
+    signals = Signals()
+    assert signals.stops == signals.hangups == []
     signal.raise_signal(signal.SIGTERM)
-    assert received == [signal.SIGTERM]
+    assert signals.stops == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "a terminal that is closed sends it twice"
+
+
+def test_a_signal_ends_the_wait_once(handlers):
+    signals = Signals()
+    signal.raise_signal(signal.SIGTERM)
+    began = time.monotonic()
+    signals.wait(60)
+    assert time.monotonic() - began < 10
+    began = time.monotonic()
+    signals.wait(0.1)
+    assert time.monotonic() - began >= 0.1
 
 
 @pytest.mark.parametrize("terminal", [0, 1, 2])
@@ -106,18 +119,18 @@ def test_a_terminal_that_is_closed_is_a_stop_unless_nohup_says_otherwise(
 ):
     monkeypatch.setattr("os.isatty", lambda number: number == terminal)
     signal.signal(signal.SIGHUP, before)
-    found = install_signal_handlers()
+    signals = Signals()
     signal.raise_signal(signal.SIGHUP)
-    assert found == (received, [])
+    assert (signals.stops, signals.hangups) == (received, [])
 
 
 def test_without_a_terminal_each_hangup_is_recorded_and_stops_nothing(handlers, monkeypatch):
     monkeypatch.setattr("os.isatty", lambda number: False)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    received, hangups = install_signal_handlers()
+    signals = Signals()
     signal.raise_signal(signal.SIGHUP)
     signal.raise_signal(signal.SIGHUP)
-    assert (received, hangups) == ([], [signal.SIGHUP] * 2)
+    assert (signals.stops, signals.hangups) == ([], [signal.SIGHUP] * 2)
     signal.raise_signal(signal.SIGTERM)
-    assert received == [signal.SIGTERM]
+    assert signals.stops == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "there is nothing to be read again any more"

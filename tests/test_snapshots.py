@@ -308,7 +308,7 @@ def test_what_another_collector_carries_is_left_to_it_silently(service, exchange
 @pytest.mark.parametrize("payload", ["no JSON", request(BOOK, op="?"), request(BOOK, topics=[])])
 def test_of_collectors_that_share_the_symbols_one_rejects_what_is_invalid_as_a_whole(service, payload, monkeypatch):
     monkeypatch.setattr(main, "SHARD", (2, 2))
-    second = service(foreign=lambda topic: main.Collector.foreign(None, topic))
+    second = service(foreign=lambda topic: main.Collector.is_foreign(None, topic))
     second.publishes(payload)
     second.asks("tickers.ETHUSDT")
     eventually(lambda: second.counts()[0] == 2)

@@ -36,8 +36,8 @@ def sentence(kept: int, saturation: float) -> str:
     """kept: the highest rate kept, 0 = none. saturation: messages a second."""
     most = f"up to {kept:,}" if kept else f"less than {FIRST:,}"
     return (
-        f"The sender keeps {most} messages/s at a rate, and sends {round(saturation, -3):,.0f}/s at saturation, to a "
-        "reader that drops everything."
+        f"To a reader that drops everything, the sender keeps rates of {most} messages/s, and sends "
+        f"{round(saturation, -3):,.0f}/s at saturation."
     )
 
 

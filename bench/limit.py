@@ -1,4 +1,4 @@
-"""The runner `limit`: the least a Python program can do between these two sockets; a floor, not a program to use.
+"""The runner `limit`: a bare loop between Python's own TLS sockets and Redis; a reference, not a program to use.
 
 One thread waits for the TLS sockets, finds the frames' boundaries by index and writes ready-made PUBLISH commands,
 one write for each read. No reconnecting, no pings, no check of any answer: Redis's replies are read now and then, and

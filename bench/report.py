@@ -249,10 +249,11 @@ def markdown(summary: Summary, about: dict[str, Any], chart: str) -> str:
     parts += [table.markdown() for table in summary.tables()]
     parts += [
         "CPU is user and system time of the runner's processes for each message that arrived. Late: more than "
-        f"{LATE:g} s on the way. Behind, loses: more than {BEHIND:.0%} of the messages late, or lost. Stalls: at "
-        "saturation it keeps reading and publishes nearly nothing. At a rate each frame has its own TLS record; at "
-        f"saturation and in a burst {about['frames_per_write_at_saturation']} share one on average. The sender, Redis "
-        "and the subscriber share the machine with the runner: the fastest wait for them. A burst comes to a runner "
+        f'{LATE:g} s on the way. "behind" and "loses" in place of figures: more than {BEHIND:.0%} of the messages '
+        'were late, or lost. "stalls": at saturation it keeps reading and publishes nearly nothing. At a rate each '
+        "frame has its own TLS record; at saturation and in a burst "
+        f"{about['frames_per_write_at_saturation']} share one on average. The sender, Redis and the subscriber share "
+        "the machine with the runner: the fastest wait for them. A burst comes to a runner "
         "that was idle since it subscribed; the time is from the first write to the last arrival, behind if messages "
         "still arrive after 30 s. Peak MB sums the processes' peaks.",
         f"{about['sender']} {about['lag']}",

@@ -264,6 +264,6 @@ RUNNERS = {
             compiled("relay.go"),
             packages="relay.go",
         ),
-        Runner("limit", "a bare loop from TLS sockets to PUBLISH: the floor for Python", python("bench.limit")),
+        Runner("limit", "a bare loop in Python from Python's own TLS sockets to PUBLISH", python("bench.limit")),
     )
 }

@@ -222,8 +222,8 @@ def test_when_the_sender_keeps_a_rate(sent, took, waiting, lag, kept):
 def test_the_rates_of_the_sender_rise_and_the_sentence_names_the_last_one_kept():
     tried = list(itertools.islice(rates(), 20))
     assert all(one < other for one, other in itertools.pairwise(tried))
-    assert "keeps up to 182,000 messages/s at a rate, and sends 711,000/s" in sentence(182_000, 711_094.3)
-    assert "keeps less than 10,000 messages/s" in sentence(0, 711_094.3)
+    assert "keeps rates of up to 182,000 messages/s, and sends 711,000/s" in sentence(182_000, 711_094.3)
+    assert "keeps rates of less than 10,000 messages/s" in sentence(0, 711_094.3)
 
 
 def test_joined_frames_keep_their_order_within_a_connection_and_none_is_left_out():

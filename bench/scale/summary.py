@@ -53,7 +53,7 @@ def rates(series: Series) -> Iterator[str]:
         best = max(kept, key=lambda one: one.case.rate)
         yield (
             f"**One process** keeps up with {best.case.rate:,} messages a second, each alone, the highest rate that "
-            f"was tried for long: {share(best.cpu)} of a core, 99th percentile {number(best.p99)} ms."
+            f"was tried: {share(best.cpu)} of a core, 99th percentile {number(best.p99)} ms."
         )
 
 

@@ -121,7 +121,7 @@ def main():
     symbols = parser.parse_args().symbols
     client, prefix, by_symbol = connection()
     candles, next_look = defaultdict(Candles), 0.0
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt, BrokenPipeError):  # or whoever reads this, such as head, has enough
         for entries in follow(client, prefix, symbols, by_symbol):
             now = time.monotonic()
             for topic, trade, reason in entries:

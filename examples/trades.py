@@ -129,7 +129,7 @@ def main():
     parser.add_argument("--big", default=100_000.0, type=float, metavar="VALUE", help="marked from here on (100,000)")
     options = parser.parse_args()
     client, prefix, by_symbol = connection()
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt, BrokenPipeError):  # or whoever reads this, such as head, has enough
         for entries in follow(client, prefix, options.symbols, by_symbol):
             for topic, trade, reason in entries:
                 print(loss(topic, reason) if reason else line(trade, options.big), flush=True)

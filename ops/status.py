@@ -123,7 +123,10 @@ def single(reader: Reader, key: str) -> Report:
     """The collector whose state hash is `key`."""
     instance = read_instance(reader, key)
     if instance.age is None:
-        return failed(f"No collector is running: there is no {key} in Redis at {reader.place.name}")
+        return failed(
+            f"No collector is running: there is no {key} in Redis at {reader.place.name} (where it has a LEADER_KEY, a "
+            "SHARD or a CHANNEL_PREFIX, set the same here)"
+        )
     problems = list(problems_of(instance))
     lines = [*stream_lines(instance.streams, instance.age)]
     if not instance.streams:

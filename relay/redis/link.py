@@ -43,7 +43,7 @@ LAZY_REPLIES = 64
 
 # What Redis and the network do; all else is a bug. UnicodeError: the host is no name of a host.
 REDIS_ERRORS = (OSError, UnicodeError, redis.RedisError)
-_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class Link:
             while self._unsent:
                 try:
                     taken = self._sock.send(self._unsent)
-                except _WOULD_BLOCK:
+                except WOULD_BLOCK:
                     return False
                 self._progress.sent += taken
                 self._unsent = self._unsent[taken:]
@@ -276,7 +276,7 @@ class Link:
         while True:
             try:
                 data = self._sock.recv(CHUNK)
-            except _WOULD_BLOCK:
+            except WOULD_BLOCK:
                 return
             if not data:
                 raise ConnectionResetError("Redis closed the connection")

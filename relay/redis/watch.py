@@ -5,18 +5,16 @@ PubSub, which also reconnects without a word.
 """
 
 import select
-import ssl
 from collections.abc import Callable, Collection, Iterable, Iterator
 from time import monotonic
 from typing import Any
 
 import redis
 
+from relay.redis.link import WOULD_BLOCK
 from relay.redis.resp import Query, ReplyError, ignore, parse_reply
 
 CHUNK = 65536  # bytes read at once
-
-_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Watch:
@@ -74,7 +72,7 @@ class Watch:
             try:
                 data = self._sock.recv(CHUNK)
                 break
-            except _WOULD_BLOCK:
+            except WOULD_BLOCK:
                 if attempt or not poll.poll(seconds * 1000):
                     return
         if not data:

@@ -1,7 +1,6 @@
 """TLS over real sockets. The server's bytes pass through memory, where a test can cut them and add to them."""
 
 import contextlib
-import re
 import select
 import shutil
 import socket
@@ -11,15 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from base64 import b64encode
-from hashlib import sha1
 from random import Random
 
 import pytest
 import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabulary import eventually
+from vocabulary import agreement, eventually
 from websockets.frames import Frame, Opcode
 
 from relay.bybit.connection import Connection
@@ -287,11 +284,7 @@ def test_what_came_with_the_handshake_is_read_before_a_connection_is_lent(certif
                 request = b""
                 while not request.endswith(b"\r\n\r\n"):
                     request += server.reads()
-                key = re.search(rb"Sec-WebSocket-Key: (\S+)", request)[1]
-                accepted = b64encode(sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-                answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                answer += b"Sec-WebSocket-Accept: %b\r\n\r\n" % accepted
-                server.sends(answer, Frame(Opcode.CLOSE, b"\x03\xe9going").serialize(mask=False))
+                server.sends(agreement(request), Frame(Opcode.CLOSE, b"\x03\xe9going").serialize(mask=False))
                 while sock.recv(READ_SIZE):
                     pass
 

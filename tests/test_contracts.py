@@ -5,8 +5,6 @@ relies on it; change that place, or stay with the version in constraints.txt.
 """
 
 import ast
-import base64
-import hashlib
 import importlib.metadata
 import inspect
 import re
@@ -26,6 +24,7 @@ from pybit.unified_trading import HTTP, WebSocket
 from redis import connection as redis_connection
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from vocabulary import agreement
 from websockets.frames import Frame, Opcode
 
 from relay.bybit.client import Client
@@ -279,10 +278,7 @@ class Server:
     def _response(self, request):
         if self.status != 101:
             return b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % self.status
-        key = re.search(rb"Sec-WebSocket-Key: (\S+)", request)[1]
-        accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-        head = b"HTTP/1.1 101 Yes\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
-        return head % accept + self.frames
+        return agreement(request) + self.frames
 
 
 @pytest.mark.parametrize("frames", [1, 3, 300])

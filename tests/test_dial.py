@@ -1,8 +1,5 @@
 """Opening a connection within a deadline, and keeping new ones under Bybit's limit."""
 
-import base64
-import hashlib
-import re
 import socket
 import ssl
 import threading
@@ -11,6 +8,7 @@ from contextlib import closing, suppress
 
 import pytest
 import websocket
+from vocabulary import agreement
 
 from relay.bybit.dial import Dial, describe, is_refusal
 
@@ -38,16 +36,6 @@ class Server:
 
     def close(self):
         self._listener.close()
-
-
-def agree(peer, request):
-    """Answers the handshake as RFC 6455 wants it."""
-    key = re.search(rb"Sec-WebSocket-Key: (\S+)", request)[1]
-    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-    peer.sendall(
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-    )
 
 
 def attempts():
@@ -81,7 +69,7 @@ def too_late_to_interrupt(monkeypatch):
 def test_an_open_websocket_is_handed_over(server):
     dial = Dial(server.url, LONG)
     peer, request = server.accept()
-    agree(peer, request)
+    peer.sendall(agreement(request))
     ws = dial.wait(AT_ONCE)
     assert request.startswith(b"GET /v5/public/linear HTTP/1.1\r\n")
     peer.sendall(b"\x81\x05hello")
@@ -157,7 +145,7 @@ def test_a_connection_that_opens_after_the_deadline_is_closed(server, too_late_t
     peer, request = server.accept()
     with pytest.raises(TimeoutError):
         dial.wait(0)
-    agree(peer, request)
+    peer.sendall(agreement(request))
     assert closed_by_client(peer)
 
 
@@ -165,7 +153,7 @@ def test_a_connection_that_opens_after_cancel_is_closed(server, too_late_to_inte
     dial = Dial(server.url, LONG)
     peer, request = server.accept()
     dial.cancel()
-    agree(peer, request)
+    peer.sendall(agreement(request))
     with pytest.raises(ConnectionAbortedError):
         dial.wait(LONG)
     assert closed_by_client(peer)
@@ -174,7 +162,7 @@ def test_a_connection_that_opens_after_cancel_is_closed(server, too_late_to_inte
 def test_a_connection_that_opened_before_cancel_is_closed(server):
     dial = Dial(server.url, LONG)
     peer, request = server.accept()
-    agree(peer, request)
+    peer.sendall(agreement(request))
     for thread in attempts():
         thread.join(AT_ONCE)
     dial.cancel()

@@ -10,12 +10,14 @@ Verbs in the third person act or wait; collector.received() and collector.events
 
 import itertools
 import logging
+import re
 import threading
 import time
 from functools import partial
 from typing import NamedTuple
 
 import pytest
+from websockets.utils import accept_key
 
 import main
 from conf.streams import StreamSpec
@@ -41,6 +43,15 @@ METHODS = {
     "tickers": ("ticker_stream", {}),
     "allLiquidation": ("all_liquidation_stream", {}),
 }
+
+
+def agreement(request):
+    """What a server answers to the request of a WebSocket handshake, as RFC 6455 wants it."""
+    key = re.search(rb"Sec-WebSocket-Key: (\S+)", request)[1]
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: %b\r\n\r\n" % accept_key(key.decode()).encode()
+    )
 
 
 def eventually(check, timeout=10.0):

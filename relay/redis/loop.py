@@ -87,7 +87,7 @@ class ReconnectLoop:
         return self._pipeline.is_settled and not (self.trust.is_left and self._pipeline.retained)
 
     def _run(self) -> None:
-        pause, untried = self._timeouts.retry, self._endpoint.choices  # that have refused so far, all of them
+        pause, untried = self._timeouts.retry, self._endpoint.choices  # addresses, while all have refused
         while not self._is_done:
             try:
                 self._session()

@@ -56,7 +56,7 @@ class Pending:
         """The arrival of the oldest message, in ms; None if there is none. An event tells nothing: it may be about a
         topic that has no messages.
         """
-        return next((entry.arrival for entry in self._order if entry.command and entry.line), None)
+        return next((entry.arrival for entry in self._order if entry.command and entry.line is not None), None)
 
     def add(self, command: bytes, channel: str, message: bytes, now_ms: int) -> None:
         """Keeps a message, unless the leader has published it. now_ms: the time of its arrival, for prune()."""

@@ -21,7 +21,7 @@ from websockets.frames import Frame, Opcode
 
 from relay.bybit.connection import Connection
 from relay.bybit.exchange import Exchange
-from relay.bybit.tls import READ_SIZE, RECORD, TLS
+from relay.bybit.tls import READ_SIZE, RECORD, TLS, _context
 from relay.dispatch import batched
 from relay.errors import ConnectionLost
 
@@ -336,6 +336,23 @@ def test_certificates_are_read_once_and_again_after_one_was_not_trusted(authorit
         bundle.write_text("")
     with connected(certificate[0]):
         pass
+
+
+def test_those_that_connect_at_the_same_time_read_the_certificates_once(certificate):
+    _context.cache_clear()
+    together = threading.Barrier(8)
+
+    def connect():
+        together.wait(WAIT)
+        with connected(certificate[0]):
+            pass
+
+    threads = [threading.Thread(target=connect) for _ in range(together.parties)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    assert _context.cache_info()[:2] == (together.parties - 1, 1)
 
 
 @pytest.mark.parametrize("kind", ["file", pytest.param("folder", marks=needs_openssl)])

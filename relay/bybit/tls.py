@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache, partial
+from threading import Lock
 from time import monotonic
 from typing import Any
 
@@ -144,11 +145,15 @@ class TLS:
     more than a megabyte.
     """
 
-    @staticmethod
-    def wrap_socket(sock: socket.socket, server_hostname: str, **_options: Any) -> TLSSocket:
+    _lock = Lock()  # only one of those that connect at the same time makes it
+
+    @classmethod
+    def wrap_socket(cls, sock: socket.socket, server_hostname: str, **_options: Any) -> TLSSocket:
         """As that of ssl.SSLContext, for a client. Any thread."""
+        with cls._lock:
+            context = _context(os.environ.get("WEBSOCKET_CLIENT_CA_BUNDLE", ""))
         try:
-            return TLSSocket(sock, _context(os.environ.get("WEBSOCKET_CLIENT_CA_BUNDLE", "")), server_hostname)
+            return TLSSocket(sock, context, server_hostname)
         except ssl.SSLCertVerificationError:
             _context.cache_clear()  # the certificates may have changed since they were read
             raise

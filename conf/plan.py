@@ -50,22 +50,19 @@ class Plan:
 
     connections: all that should run, by name. wanted: how many topics each of these wants; None: not known, because the
     func is the user's own, or because an entry waits for the list of instruments. waiting: the names of the latter.
+    needs_list: whether an entry has patterns.
     """
 
     def __init__(self, category: str, depth: int, no_list: str = "", limit: int = MAX_TOPIC_CHARACTERS) -> None:
         self.connections: dict[str, Planned] = {}
         self.wanted: dict[str, int | None] = {}
         self.waiting: tuple[str, ...] = ()
+        self.needs_list = False
         self._category, self._depth, self._no_list, self._limit = category, depth, no_list, limit
         self._kept: dict[str, _Kept] = {}
         self._seen: list[Any] = []
         self._listed: Instruments = None
         self._problems: frozenset[str] = frozenset()
-
-    @property
-    def needs_list(self) -> bool:
-        """Whether an entry has patterns."""
-        return any(kept.entry.has_patterns for kept in self._kept.values())
 
     @property
     def entries(self) -> list[Entry]:
@@ -88,8 +85,8 @@ class Plan:
         self._problems = frozenset(problems)
         self._kept = {entry.name: self._advanced(entry, before, changes) for entry in entries}
         self.connections = {one.spec.name: one for kept in self._kept.values() for one in _connections(kept)}
-        waits = [kept.entry for kept in self._kept.values() if listed is None and kept.entry.has_patterns]
-        self.waiting = tuple(entry.name for entry in waits)
+        patterned = tuple(name for name, kept in self._kept.items() if kept.entry.has_patterns)
+        self.needs_list, self.waiting = bool(patterned), patterned if listed is None else ()
         self.wanted = {name: None if one.topics is None else len(one.topics) for name, one in self.connections.items()}
         self.wanted.update((name, None) for name in self.waiting if not self.wanted[name])
         return changes

@@ -534,6 +534,7 @@ def test_a_rejected_topic_costs_only_itself(exchange, collector, category, unnam
     collector.streams("tickers", *GOOD[:4], "NOPE", *GOOD[4:], "nope")
     exchange.subscribed(1, topics=13)
     collector.received(13)
+    collector.logs("Bybit rejects", 2)
     exchange.drops()
     exchange.subscribed(2, topics=13)
     collector.received(26)
@@ -607,7 +608,7 @@ def test_a_callback_that_exits_costs_only_its_message(exchange, collector):
 
 @pytest.mark.parametrize("lends", [True], ids=["reader"])
 def test_a_callback_that_exits_on_the_reader_costs_only_its_message(exchange, collector):
-    """It is logged by the stream's thread, as the collector asserts."""
+    """It is logged by the connection's thread, as the collector asserts."""
 
     @batched
     def leave(_messages):

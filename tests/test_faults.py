@@ -117,7 +117,7 @@ class Run:
 @both_ways
 @pytest.mark.parametrize("seed", SEEDS)
 def test_all_that_was_received_arrives_in_order_at_least_once(seed, lends, request, exchange, collector, own_redis):
-    """Read by the stream's own thread without TLS, by the Reader with it."""
+    """Read by the connection's own thread without TLS, by the Reader with it."""
     if lends:
         exchange = request.getfixturevalue("tls_exchange")
         collector.reads_from(exchange)

@@ -11,8 +11,8 @@ from vocabulary import eventually, message, subscribed
 from relay.bybit.client import Client
 from relay.bybit.connection import Connection
 from relay.bybit.health import Timeouts
-from relay.bybit.waker import Waker
 from relay.dispatch import raw
+from relay.waker import Waker
 
 BOOK, TICKER = "orderbook.50.BTCUSDT", "tickers.BTCUSDT"
 SLOW = Timeouts(timer=60)  # nothing happens by the clock

@@ -28,10 +28,10 @@ from relay.bybit.reactor import Loan
 from relay.bybit.repair import Repair
 from relay.bybit.subscription import Subscription
 from relay.bybit.tls import receiver
-from relay.bybit.waker import Waker
 from relay.dispatch import Callback, Router
 from relay.errors import ConnectionLost, Stalled
 from relay.stats import Sampler, StreamStats, stream_of
+from relay.waker import Waker
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Connection:
     callbacks: by topic. Ignored if main has assigned topics to this connection: then Exchange.assigned decides, also
     when it changes.
     stall_timeout: seconds without data after which it is given up, 0 = never.
-    plan: called on the stream's thread once it is connected, every second and after wake(), before anything is asked
+    plan: called on this thread once it is connected, every second and after wake(), before anything is asked
     of Bybit. It may change the subscription, and `callbacks` with it. Nothing is assigned to a connection with a plan.
     """
 
@@ -92,7 +92,7 @@ class Connection:
         """
         self._closing = True
         if self._dial:
-            self._dial.cancel()  # wakes the stream's thread, whether it still connects or reads already
+            self._dial.cancel()  # wakes the connection's thread, whether it still connects or reads already
 
     def wake(self) -> None:
         """Has the plan called, and Bybit asked, soon. Any thread, any time, never blocks. Before there is a waker the
@@ -194,8 +194,10 @@ class Connection:
         while not self._closing:
             if is_lent := may_lend and intake.is_plain and reactor.is_running:
                 reactor.lend(loan)
-                woken.poll(max(0.0, timer + interval - monotonic()) * 1000)
-                reactor.recall(loan)
+                try:
+                    woken.poll(max(0.0, timer + interval - monotonic()) * 1000)
+                finally:
+                    reactor.recall(loan)
             has_data = intake.holds if is_lent else intake.read()
             may_lend = True
             if has_data:

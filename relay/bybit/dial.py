@@ -55,7 +55,7 @@ class BoundedWebSocket(websocket.WebSocket):
 class Dial:
     """One attempt to connect, on a thread of its own: a name that does not resolve cannot be interrupted.
 
-    The stream's thread makes it and waits; any thread may cancel(). Whoever comes too late for the outcome leaves
+    The connection's thread makes it and waits; any thread may cancel(). Whoever comes too late for the outcome leaves
     it to the attempt's own thread, which closes what it has opened: _lock guards that decision.
     """
 

@@ -95,12 +95,11 @@ class Router:
         return data
 
     def deliver_plain(self, messages: list[bytes]) -> bool:
-        """Hands all messages on at once, if they are plainly data for a callback that takes batches. Returns whether
-        they were. For the Reader: the connection's thread calls log_failures() later.
+        """Hands all messages on at once, if they are plainly data. Returns whether they were. For the Reader, where
+        `takes_batches`: the connection's thread calls log_failures() later.
         """
         callback, prefix = self._raw_callback, self._prefix
-        if callback is None or not self.takes_batches:
-            return False
+        assert callback
         if not messages:
             return True
         for message in messages:
@@ -111,8 +110,9 @@ class Router:
         except BaseException as error:
             self._stats.callback_failures += len(messages)
             self._unlogged.setdefault(type(error), (callback, error))
-        self._stats.messages += len(messages)
-        self._stats.last_message = monotonic()
+        stats = self._stats
+        stats.messages += len(messages)
+        stats.last_message = monotonic()
         return True
 
     def log_failures(self) -> None:
@@ -160,7 +160,7 @@ class Router:
 
     def _failed(self, callback: Callback, error: BaseException) -> None:
         """The fault barrier around callbacks. Every failure is counted, the first of a kind is logged. sys.exit() in a
-        callback is one, too: on a stream's thread it would end no program, only the connection.
+        callback is one, too: on a connection's thread it would end no program, only the connection.
         """
         self._stats.callback_failures += 1
         self._log_failure(callback, error)

@@ -22,7 +22,7 @@ class Intake:
     calls hand_on() only.
 
     receive: returns what has come, b"" at the end; raises BlockingIOError if nothing has, OSError.
-    holds: whether something was read that is not delivered yet.
+    holds: whether hand_on() has read something that it did not deliver.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Intake:
             return 0
         frames, messages = self._frames, self._messages
         if self._gaps or frames.pings or frames.error or not self._router.deliver_plain(messages):
+            self.holds = True
             return None
-        self.holds = False
         if messages:
             self._health.since_message = 0.0
         return len(messages)
@@ -69,7 +69,6 @@ class Intake:
             return False
         if not data:
             raise ConnectionLost("Bybit closed the TCP connection without a close frame")
-        self.holds = True
         self._messages = messages = self._frames.feed(data)
         if self._frames.alive:
             self._health.since_frame = 0.0

@@ -81,9 +81,9 @@ class Backlog:
 
     def append(self, channel: str, message: Any) -> None:
         """Queues a message: bytes and str as they are, all else as JSON; or a Batch. Any thread, never waits."""
-        if isinstance(message, Batch):
-            return self._extend(channel, message)
         if not isinstance(message, bytes):
+            if isinstance(message, Batch):
+                return self._extend(channel, message)
             message = encoded(message)
         head = self._heads.get(channel) or self._head(channel)
         command = b"%b%d\r\n%b\r\n" % (head, len(message), message)
@@ -203,12 +203,13 @@ class Backlog:
             if size <= room:  # nearly always: then nothing is done for each
                 batch = list(waiting)
                 waiting.clear()
+                self.waiting_bytes = 0
             else:
                 batch, size = [], 0
                 while waiting and size < room:
                     batch.append(waiting.popleft())
                     size += len(batch[-1])
-            self.waiting_bytes -= size + OVERHEAD * len(batch)
+                self.waiting_bytes -= size + OVERHEAD * len(batch)
             # In the same moment: append() must see every byte, and count_with() every command, here or there.
             self.in_flight_bytes += size
             in_flight.extend(batch)

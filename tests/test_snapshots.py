@@ -590,6 +590,17 @@ def test_a_redis_that_denies_the_subscription_is_logged_once(collector, own_redi
     assert len(collector.lines("Redis denies")) == 1
 
 
+def test_a_stop_does_not_wait_for_the_next_turn(collector, own_redis, monkeypatch):
+    monkeypatch.setattr(module, "TICK", 60.0)
+    new_connection = Publisher("127.0.0.1", own_redis.port).new_connection
+    listener = Listener(new_connection, REQUESTS, print, lambda: None, collector.stop)
+    listener.start()
+    eventually(lambda: own_redis.client().pubsub_numsub(REQUESTS) == [(REQUESTS.encode(), 1)])
+    collector.stop.set()
+    listener.join(time.monotonic() + 30)
+    eventually(lambda: own_redis.client().pubsub_numsub(REQUESTS) == [(REQUESTS.encode(), 0)], 5)
+
+
 def test_a_flood_that_never_pauses_fills_no_memory(collector, own_redis, monkeypatch):
     """redis-py keeps what it has handed out until nothing is left to read; later requests are taken again."""
     monkeypatch.setattr(module, "CATCH_UP", 100_000)
@@ -614,6 +625,7 @@ def test_a_flood_that_never_pauses_fills_no_memory(collector, own_redis, monkeyp
 
 
 def test_without_the_right_to_ping_requests_are_taken_all_the_same(collector, own_redis, monkeypatch):
+    monkeypatch.setattr(module, "TICK", 0.02)
     monkeypatch.setattr(module, "PING_AFTER", 0.05)
     monkeypatch.setattr(module, "SILENCE", 0.3)
     rights = ("allchannels", "-@all", "+publish", "+subscribe")
@@ -633,6 +645,7 @@ def test_without_the_right_to_ping_requests_are_taken_all_the_same(collector, ow
 
 def test_a_connection_that_died_without_a_word_is_replaced(collector, monkeypatch):
     """Nothing may come on the request channel for hours: only a PING shows whether Redis is there."""
+    monkeypatch.setattr(module, "TICK", 0.02)
     monkeypatch.setattr(module, "PING_AFTER", 0.05)
     monkeypatch.setattr(module, "SILENCE", 0.5)
     monkeypatch.setattr(module, "RETRY", 0.01)

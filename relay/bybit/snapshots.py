@@ -5,7 +5,7 @@ the connection, so the frame fits what the data channels carry. It goes to the r
 and all other consumers see nothing of it. Whom a snapshot may serve stands in requests.py.
 
 Threads: Requests calls receive() and tick(); the side connection has a thread of its own, Snapshots. Nothing here runs
-on the thread of a stream or takes a lock that one wants, so requests never delay data.
+on the thread of a connection of STREAMS or takes a lock that one wants, so requests never delay data.
 """
 
 import logging
@@ -118,7 +118,7 @@ class Snapshots:
             self._reject(request.reply, topics, reason, topics[0])
 
     def tick(self) -> None:
-        """To be called several times a second: rejects those who have waited too long."""
+        """To be called about once a second: rejects those who have waited too long."""
         expired, failure = self._side.expire()
         if expired:
             reason = f"no snapshot within {self._expiry:g} s"

@@ -4,20 +4,23 @@ Nothing is kept through an outage. A consumer that gets no reply asks again; the
 """
 
 import logging
+import select
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import Any
 
 import redis
 
 from relay.log import LogOnce, shorten
 from relay.redis.dial import has_moved
 from relay.redis.link import REDIS_ERRORS
+from relay.waker import Waker
 
 log = logging.getLogger(__name__)
 
 # Seconds between two calls of tick(); between two attempts to connect, and after one that Redis has denied.
-TICK, RETRY, RETRY_DENIED = 0.25, 0.5, 30.0
+TICK, RETRY, RETRY_DENIED = 1.0, 0.5, 30.0
 # Seconds without a word of Redis before a PING, and before the connection is given up.
 PING_AFTER, SILENCE = 5.0, 12.0
 # Seconds of work after which the thread rests as long: a flood of requests must not take the interpreter from the data.
@@ -37,8 +40,8 @@ NewConnection = Callable[[], redis.Connection]
 class Listener:
     """Hands each message of a channel to receive(), on a thread of its own, named Requests.
 
-    tick: called on the same thread several times a second, also while Redis is away, but for the seconds of an attempt.
-    stop: ends the thread; join() waits for it.
+    tick: called on the same thread once a second, also while Redis is away, but for the seconds of an attempt.
+    stop: ends the thread at its next turn; join() wakes it and waits for it.
     """
 
     def __init__(
@@ -52,18 +55,29 @@ class Listener:
         self._new_connection, self._channel, self._stop = new_connection, channel, stop
         self._receive, self._tick = receive, tick
         self._log_once = LogOnce()
+        self._waker: Waker | None = None
         self._thread = threading.Thread(target=self._run, name="Requests", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the thread. Raises RuntimeError if the system has none to give."""
+        self._waker = self._waker or Waker()
         self._thread.start()
 
     def join(self, deadline: float) -> None:
         """Waits until the thread has ended, after `stop` was set; until `deadline` (monotonic) at most."""
+        if self._waker:
+            self._waker.wake()
         if self._thread.ident is not None:
             self._thread.join(max(0.0, deadline - monotonic()))
 
     def _run(self) -> None:
+        assert self._waker
+        try:
+            self._listen_again_and_again()
+        finally:
+            self._waker.close()
+
+    def _listen_again_and_again(self) -> None:
         while not self._stop.is_set():
             pause = RETRY
             try:
@@ -103,10 +117,11 @@ class Listener:
             connection.send_command("SUBSCRIBE", self._channel)
             connection.read_response()
             log.debug("Taking requests on %(channel)s", {"channel": self._channel})
+            has_data = self._watch(connection)
             heard = asked = ticked = monotonic()
             worked, behind = 0.0, 0  # seconds; bytes since the connection had nothing to read
             while not self._stop.is_set() and behind < 2 * CATCH_UP:
-                if connection.can_read(TICK):
+                if has_data():
                     began = monotonic()
                     behind += self._take(connection)
                     heard = monotonic()
@@ -134,6 +149,24 @@ class Listener:
                 )
         finally:
             connection.disconnect()
+
+    def _watch(self, connection: Any) -> Callable[[], bool]:
+        """What returns whether the connection has something to read: at once if so, after TICK or when this thread is
+        woken if not.
+        """
+        assert self._waker
+        waker, poller = self._waker, select.poll()
+        poller.register(connection._get_socket(), select.POLLIN)
+        poller.register(waker, select.POLLIN)
+
+        def has_data() -> bool:
+            if connection.can_read(0):  # redis-py may have read it already
+                return True
+            is_ready = poller.poll(TICK * 1000)
+            waker.take()
+            return bool(is_ready) and connection.can_read(0)
+
+        return has_data
 
     def _take(self, connection: redis.Connection) -> int:
         """Returns the bytes of the request, 0 if it is none."""

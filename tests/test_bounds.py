@@ -103,7 +103,7 @@ def test_nobody_is_expected_on_a_channel_that_is_not_known_any_more():
 class Known:
     """A publisher and its watch, of which only the channels matter."""
 
-    status, watchers, is_open, new_connection = "status", "watchers", True, None
+    status, standby_channel, is_open, new_connection = "status", "watchers", True, None
 
     def __init__(self):
         self.channels, self.opened = [], []

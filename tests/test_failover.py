@@ -208,7 +208,7 @@ def test_a_standby_is_no_subscriber(own_redis, mine):
     publisher = Publisher(HOST, own_redis.port, pending=Pending(1 << 20), channels=[CHANNEL], timeouts=QUICK)
     publisher.start()
     try:
-        channels = (CHANNEL, publisher.watchers) if mine else (CHANNEL,)
+        channels = (CHANNEL, publisher.standby_channel) if mine else (CHANNEL,)
         with Subscriber(own_redis, *channels), own_redis.client() as client:
             eventually(lambda: client.pubsub_numsub(CHANNEL)[0][1] == 1)
             rounds = publisher._loop.probe.rounds

@@ -203,11 +203,11 @@ def test_an_outage_at_start_loses_nothing(own_redis, caplog):
     own_redis.stop()
     with Running(own_redis) as publisher:
         publisher.send(*range(1000))
-        eventually(lambda: "Lost Redis at" in caplog.text)
+        eventually(lambda: "Cannot reach Redis at" in caplog.text)
         own_redis.start()
         with Subscriber(own_redis, CHANNEL):
             eventually(lambda: publisher.published > 1000)
-    assert caplog.text.count("Lost Redis at") == 1
+    assert caplog.text.count("Cannot reach Redis at") == 1
     assert "s; sending 1000 buffered messages" in caplog.text
 
 
@@ -417,6 +417,25 @@ def test_flush_does_not_wait_for_the_replies_to_queries(own_redis):
     assert publisher.undelivered == 0
 
 
+def test_that_redis_hangs_up_is_noticed_at_once(own_redis):
+    """By the thread that would sleep for 60 s, as there is nothing to send."""
+    with Running(own_redis, connected=True, timeouts=Timeouts(idle=60.0, probe=60.0)) as publisher:
+        link = publisher._loop.link
+        eventually(lambda: not publisher._pipeline.in_flight)
+        assert own_redis.client().client_kill_filter(_type="normal", skipme=True) == 1
+        eventually(lambda: publisher._loop.link not in (None, link))
+
+
+def test_a_new_state_has_all_replies_read_at_once(own_redis):
+    """It would wake after 60 s by itself."""
+    with Running(own_redis, connected=True, timeouts=Timeouts(idle=60.0, probe=60.0)) as publisher:
+        publisher.set_state({"Trades": "{}"})
+        eventually(lambda: own_redis.client().exists(STATE) and not publisher._pipeline.queries)
+        publisher.send(1)
+        publisher.set_state({"Trades": "[]"})
+        eventually(lambda: publisher.published == 1)
+
+
 def test_publishing_never_waits_for_redis(own_redis):
     """Neither a frozen Redis nor a dead one costs the caller more than a moment."""
     with Running(own_redis, connected=True) as publisher:
@@ -596,7 +615,7 @@ def test_a_full_buffer_drops_the_oldest_and_announces_it_where_they_are_missing(
     own_redis.stop()
     text = b"%06d" + b"x" * 1000
     with Running(own_redis, buffer=1 << 20) as publisher:
-        eventually(lambda: "Lost Redis" in caplog.text)
+        eventually(lambda: "Cannot reach Redis" in caplog.text)
         for number in range(3000):
             publisher.publish(CHANNEL if number % 3 else "test:b", text % number)
         kept = publisher.backlog

@@ -37,7 +37,9 @@ def redis_log(pipeline):
 )
 def test_an_outage_is_told_in_one_sentence_that_names_the_address_once(redis_log, caplog, error, reason):
     redis_log.lost(error)
-    assert [record.getMessage() for record in caplog.records] == [f"Lost Redis at localhost:6379: {reason}; buffering"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Cannot reach Redis at localhost:6379: {reason}; buffering"
+    ]
 
 
 def test_a_reason_is_worth_a_traceback_once_however_many_outages_it_makes(redis_log):

@@ -149,7 +149,7 @@ def test_a_certificate_of_the_collectors_own_and_an_authority_of_its_own(demandi
                 eventually(lambda messages=subscriber.messages: len(messages) > 10, 20)
             assert collector.stop()[0] == 0, collector.log
         stranger = program(bybit=bybit, **settings, REDIS_SSL_CA=ca_file)
-        stranger.wait_for_log("Lost Redis at 127.0.0.1")
+        stranger.wait_for_log("Cannot reach Redis at 127.0.0.1")
         assert "Publishing to Redis" not in stranger.log
         stranger.process.kill()
 
@@ -163,7 +163,7 @@ def test_a_certificate_is_read_again_for_each_connection(demanding, authority, t
         publisher = publisher_to(redis.nodes[0].address, ssl_ca_certs=ca_file, ssl_certfile=str(file))
         with Subscriber(redis.nodes[0], CHANNEL) as subscriber:
             publisher.start()
-            eventually(lambda: "Lost Redis" in caplog.text)
+            eventually(lambda: "Cannot reach Redis" in caplog.text)
             ca.issue_cert("collector").private_key_and_cert_chain_pem.write_to_path(file)
             assert delivers(publisher, subscriber)
             assert publisher.stop(time.monotonic() + 5) == 0

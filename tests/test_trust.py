@@ -15,9 +15,9 @@ class Server:
     connect(): a new connection, to the end of the grace period. probes(): a second later. confirms(): a message.
     """
 
-    def __init__(self, asks=False, several=True, watchers=""):
+    def __init__(self, asks=False, several=True, standby_channel=""):
         self.pipeline = Pipeline(Backlog(1 << 20), "status", lambda *_: b"")
-        self.trust = Trust(self.pipeline, several, asks, watchers, ["a"])
+        self.trust = Trust(self.pipeline, several, asks, standby_channel, ["a"])
         self.now, self.asked_at, self.elsewhere = 100.0, 0.0 if asks else float("inf"), False
         self.replicas, self.subscribers, self.standbys = 1, 1, 0
         self.hides = False  # its role
@@ -150,7 +150,7 @@ def test_subscribers_that_leave_a_server_that_is_right_are_not_missed_later():
 
 
 def test_standbys_do_not_count_as_subscribers():
-    server = Server(watchers="watchers")
+    server = Server(standby_channel="watchers")
     server.standbys = 1
     server.connect()
     server.probes()
@@ -306,7 +306,7 @@ def test_in_the_grace_period_only_those_are_asked_for_that_are_missing():
 
 
 def test_channels_of_symbols_are_watched_by_pattern():
-    probe = Probe(watchers="w", watched=["t"])
+    probe = Probe(standby_channel="w", watched=["t"])
     _, numbers, patterns = probe.queries(["t", "t:BTCUSDT"])
     numbers.on_reply([b"w", 1, b"t", 3, b"t:BTCUSDT", 3])
     patterns.on_reply(0)

@@ -85,7 +85,7 @@ class DurablePipeline(Pipeline):
     def receive(self, data: bytes) -> None:
         """As Pipeline.receive()."""
         data = self._with_tail(data)
-        if self._queries or b"\r\n-" in data or data.startswith(b"-"):
+        if self.queries or b"\r\n-" in data or data.startswith(b"-"):
             self._receive_each(data)
             return
         messages, begun = divmod(data.count(b"\r\n"), _LINES)

@@ -31,10 +31,9 @@ log = logging.getLogger(__name__)
 # Seconds that the last messages of a leader may take to be confirmed; that a leader that stops waits for its successor.
 DRAIN, AWAIT = 1.0, 1.0
 NOT_OURS = "it is gone, or somebody else's"
-# Seconds that a leader may be without a stream or without its connection to Redis until it looks for a successor.
-IMPAIRED = 1.0
-# Seconds after an error that will not pass by itself, such as a missing right.
-PAUSE = 1.0
+# Seconds without a stream or a connection to Redis until a leader looks for a successor; in which nothing that waits is
+# confirmed until it is not ready; after an error that will not pass by itself, such as a missing right.
+IMPAIRED, STUCK, PAUSE = 1.0, 2.0, 1.0
 # Seconds that one turn of the thread may take; that close() waits for it, at most.
 STOPS, CLOSES = ATTEMPT + DRAIN + AWAIT + SETTLE, 1.0
 
@@ -70,11 +69,11 @@ class Leadership:
         self._member = Member(Lease(publisher.new_connection, key, name), name, prefix)
         self._standby = Standby(publisher, self._member, channels, by_symbol)
         self._led: Client | None = None  # the connection that publishes; None = this is a standby
-        # Written by the thread "Leader", read by the streams' threads: whom this leader could hand over to.
+        # Written by the thread "Leader", read by those of connections: whom this leader could hand over to.
         self._successor: str | None = None
-        self._diverted = threading.Event()  # a stream's thread has diverted the publisher: time to hand over
+        self._diverted = threading.Event()  # a connection's thread has diverted the publisher: time to hand over
         self._impaired_since = math.inf  # monotonic
-        self._published = 0  # messages at the last entry
+        self._published, self._moved_at = 0, -math.inf  # messages at an earlier entry; when there were more, monotonic
         self._stop = _Stop()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="Leader", daemon=True)
@@ -82,6 +81,7 @@ class Leadership:
     def start(self, exchange: Streams) -> None:
         """Starts the thread. exchange: the streams that must be subscribed before this instance counts as ready."""
         self._member.watch(exchange)
+        self._publisher.tell_of_clients(self._wake.set)
         self._thread.start()
 
     def stop(self, deadline: float) -> bool:
@@ -128,8 +128,7 @@ class Leadership:
         this event included, is left to the standby. Any thread; never waits.
         """
         if event in ("lost", "stalled") and self._led is not None and self._successor is not None:
-            # The flag comes after the diversion. The thread "Leader" clears it before it ends a diversion: so none that
-            # comes meanwhile is left behind, its flag is set again.
+            # The flag after it: the thread "Leader" clears it before it ends a diversion, so that none is left behind.
             self._publisher.divert()
             self._diverted.set()
             self._wake.set()
@@ -224,8 +223,9 @@ class Leadership:
     def _tell(self, client: Client | None) -> bool:
         """Writes the entry of the leader, with the connection that publishes. Returns False if it is none any more."""
         member, publisher = self._member, self._publisher
-        is_stuck = publisher.backlog > 0 and publisher.published == self._published
-        self._published = publisher.published
+        if publisher.published != self._published or not publisher.backlog:
+            self._published, self._moved_at = publisher.published, monotonic()
+        is_stuck = monotonic() - self._moved_at >= STUCK
         ready = publisher.client == client and member.is_subscribed and not is_stuck
         if member.tell_as_holder(member.entry(LEADER, client, ready, publisher.backlog)):
             return True

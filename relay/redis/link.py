@@ -27,6 +27,7 @@ from relay.redis.pipeline import Pipeline, Unavailable
 from relay.redis.progress import Progress
 from relay.redis.resp import Query
 from relay.redis.role import Client
+from relay.waker import Waker
 
 T = TypeVar("T")
 
@@ -38,8 +39,8 @@ CHECK_EVERY = 0.1  # between two checks of whether waiting still helps
 SILENCE = 1.0
 # Bytes of replies read at once; TLS gives at most one record of 16 KiB.
 CHUNK = 16384
-# flush() reads replies only when this many are due; else the publisher's thread does.
-LAZY_REPLIES = 64
+# flush() reads replies only when this many are due, or for so long; the last ones the publisher's thread reads.
+LAZY_REPLIES, LAZY_SECONDS = 64, 0.2
 
 # What Redis and the network do; all else is a bug. UnicodeError: the host is no name of a host.
 REDIS_ERRORS = (OSError, UnicodeError, redis.RedisError)
@@ -53,8 +54,9 @@ class Timeouts:
     connect: for Redis to accept a connection.
     reply: for Redis to reply to whatever it was sent; a slow link that still carries it gets more (Progress).
     retry, retry_max: between two attempts to connect; the first, doubling to the last.
-    idle: between two turns of the publisher's thread when nothing happens.
-    probe: between two probes of Redis's role and subscribers.
+    wait: that the publisher's thread watches the socket at once, at most.
+    idle: between two turns of that thread when nothing happens, at most.
+    probe: between two probes of Redis's role and subscribers, about.
     grace: that a backlog waits for the subscribers that a restarted Redis had before.
     state_expiry: until the state hash is gone when nobody writes it any more.
     """
@@ -63,7 +65,8 @@ class Timeouts:
     reply: float = 5.0
     retry: float = 0.05
     retry_max: float = 1.0
-    idle: float = 0.2
+    wait: float = 0.2
+    idle: float = 1.25
     probe: float = 1.0
     grace: float = 2.0
     state_expiry: int = STATE_EXPIRY
@@ -84,20 +87,20 @@ class Link:
     client: this connection as Redis knows it, once Redis has told. Written under the lock.
     """
 
-    def __init__(self, connection: redis.Connection, pipeline: Pipeline, wake: threading.Event, timeouts: Timeouts):
+    def __init__(self, connection: redis.Connection, pipeline: Pipeline, waker: Waker, timeouts: Timeouts):
         self.open = False
         self.error: Exception | None = None
         self.client: Client | None = None
         self._is_over = False  # whether what was in flight waits again
         self._pipeline, self._backlog = pipeline, pipeline.backlog
-        self._wake, self._timeouts = wake, timeouts
+        self._waker, self._timeouts = waker, timeouts
         sock: Any = connection._get_socket()
         sock.settimeout(0)
         self._sock = sock
         self._poll = select.poll()
         self._poll.register(self._sock)
         self._lock = threading.Lock()
-        self._unsent = memoryview(b"")  # what the socket has not taken yet
+        self._unsent: bytes | memoryview = b""  # what the socket has not taken yet
         self._progress = Progress(timeouts.reply, monotonic())
         # Seconds since the last reply in which the publisher's thread watched the socket for one: not those in which
         # this process, or this thread of it, did not get to run. Any thread resets it: at worst the next reply does.
@@ -114,24 +117,26 @@ class Link:
         for _ in range(2):
             if not self._backlog.waiting_bytes or not self.open:
                 return True
-            if not self._lock.acquire(blocking=False):
+            if not self._lock.acquire(False):
                 break
             try:
                 if not self.open:
                     return True
-                if len(self._pipeline.in_flight) >= LAZY_REPLIES:
-                    self._receive()
-                if not self._send():
-                    self._wake.set()
+                all_sent = self._send()
+                if len(self._pipeline.in_flight) >= LAZY_REPLIES or monotonic() - self._progress.since >= LAZY_SECONDS:
+                    self._receive()  # behind the message, which is not to wait for it
+                    all_sent = all_sent or self._send()
+                if not all_sent:
+                    self._waker.wake()
                     break
             except Exception as error:  # the publisher's thread ends this life
                 self.open, self.error = False, error
-                self._wake.set()
+                self._waker.wake()
                 return True
             finally:
                 self._lock.release()
         else:
-            self._wake.set()
+            self._waker.wake()
         return False
 
     def give_way(self) -> None:
@@ -161,6 +166,9 @@ class Link:
 
     # The publisher's thread.
 
+    def fileno(self) -> int:
+        return int(self._sock.fileno())
+
     def service(self, queries: Sequence[Query] = ()) -> bool:
         """One turn: sends queries, reads replies, sends what flush() left. Returns whether all is sent.
 
@@ -172,7 +180,7 @@ class Link:
             try:
                 is_first = not self._pipeline.in_flight
                 for query in queries:
-                    self._unsent = memoryview(bytes(self._unsent) + self._pipeline.ask(query))
+                    self._unsent = bytes(self._unsent) + self._pipeline.ask(query)
                 if queries and is_first:
                     self._progress.begin(monotonic(), len(self._unsent))
                 self._receive()
@@ -190,16 +198,11 @@ class Link:
 
     def wait(self) -> None:
         """Waits for a reply, or for room in the socket if something is unsent. The lock is free meanwhile, so a reader
-        may change `_unsent` now: then this waits for the wrong event, `idle` seconds at most.
+        may change `_unsent` now: then this waits for the wrong event, `wait` seconds at most.
         """
         self._poll.modify(self._sock, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-        if not self._poll.poll(self._timeouts.idle * 1000):
-            self._silence += self._timeouts.idle
-
-    def announce_rejected(self) -> None:
-        """Announces the messages that Redis rejected since the last call."""
-        with self._lock:
-            self._pipeline.announce_rejected()
+        if not self._poll.poll(self._timeouts.wait * 1000):
+            self._silence += self._timeouts.wait
 
     def exclusively(self, act: Callable[[], T]) -> T:
         """Does what only the holder of the lock may do. It must not take time."""
@@ -250,29 +253,30 @@ class Link:
         )
 
     def _send(self) -> bool:
-        """Returns False if something must wait: for room in the socket, or for replies."""
-        assert self._lock.locked()
-        while True:
-            while self._unsent:
-                try:
-                    taken = self._sock.send(self._unsent)
-                except WOULD_BLOCK:
-                    return False
-                self._progress.sent += taken
-                self._unsent = self._unsent[taken:]
+        """Sends what is unsent, else what waits now. Returns False if the socket or the window is full."""
+        unsent = self._unsent
+        if not unsent:
             if not self._backlog.waiting_bytes or not self.open:
                 return True
             is_first = not self._pipeline.in_flight
-            data = self._pipeline.take()
-            if not data:
+            unsent = self._pipeline.take()
+            if not unsent:
                 return False
-            self._unsent = memoryview(data)
             if is_first:
-                self._progress.begin(monotonic(), len(data))
+                self._progress.begin(monotonic(), len(unsent))
+        while unsent:
+            try:
+                taken = self._sock.send(unsent)
+            except WOULD_BLOCK:
+                self._unsent = unsent
+                return False
+            self._progress.sent += taken
+            unsent = memoryview(unsent)[taken:] if taken < len(unsent) else b""
+        self._unsent = b""
+        return True
 
     def _receive(self) -> None:
         """Reads the replies that have come."""
-        assert self._lock.locked()
         while True:
             try:
                 data = self._sock.recv(CHUNK)

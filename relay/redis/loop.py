@@ -2,6 +2,7 @@
 
 import logging
 import math
+import select
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -18,11 +19,18 @@ from relay.redis.reports import Outages, RedisLog
 from relay.redis.role import Role
 from relay.redis.state import StateWriter
 from relay.redis.trust import ELSEWHERE, Trust
+from relay.waker import Waker
 
 log = logging.getLogger(__name__)
 
 # What a Cluster answers to SELECT, and what a server with fewer databases does, as redis-py hands it on.
 NO_DATABASE = ("SELECT is not allowed in cluster mode", "DB index is out of range", "invalid DB index")
+
+# What poll() is asked to report when the peer closes a connection; macOS reports that unasked.
+HANG_UP = getattr(select, "POLLRDHUP", 0)
+# The part of Timeouts.probe by which a probe may come early or late: so it goes with the state, which comes once a
+# second, and the thread does not wake for each of them.
+SLACK = 0.1
 
 
 class ReconnectLoop:
@@ -48,7 +56,7 @@ class ReconnectLoop:
         self.heartbeat_due = math.inf
         self.link: Link | None = None
         self.trust = trust
-        self.wake = threading.Event()
+        self.waker = Waker()
         self._new_connection, self._endpoint, self._timeouts = new_connection, endpoint, timeouts
         self._pipeline, self._role = pipeline, role
         self._state = StateWriter(state_hash, new_connection)
@@ -60,11 +68,13 @@ class ReconnectLoop:
     def stop(self, deadline: float) -> None:
         """Sends what waits, until `deadline` (monotonic), and ends the thread if it was started."""
         self._deadline = deadline
-        self.wake.set()
+        self.waker.wake()
         if self.thread.ident is not None:
-            self.thread.join(max(0.0, deadline - monotonic()) + self._timeouts.idle)
-            self._endpoint.end(max(deadline, monotonic() + self._timeouts.idle))
+            self.thread.join(max(0.0, deadline - monotonic()) + self._timeouts.wait)
+            self._endpoint.end(max(deadline, monotonic() + self._timeouts.wait))
         self._state.stop()
+        if not self.thread.is_alive():
+            self.waker.close()
         self._log.update()  # the thread has ended, or is stuck and does not log
         self._log.end_overflow()
 
@@ -125,23 +135,27 @@ class ReconnectLoop:
         return ""
 
     def _sleep(self, seconds: float) -> None:
-        """Until a reader or stop() wakes this thread, or for `seconds`."""
+        """Until somebody wakes this thread or Redis hangs up, or for `seconds`."""
         self.heartbeat_due = monotonic() + seconds
-        self.wake.wait(seconds)
-        self.wake.clear()
+        poller = select.poll()
+        poller.register(self.waker, select.POLLIN)
+        if self.link:
+            poller.register(self.link, HANG_UP)
+        poller.poll(max(0.0, seconds) * 1000)
+        self.waker.take()
 
     def _session(self) -> None:
         """One life of a connection. Ends with an exception, or when all is done after stop()."""
         began = monotonic()
         self.heartbeat_due = began + self._timeouts.connect + self._timeouts.reply
-        self._endpoint.lead(self.wake.set)
+        self._endpoint.lead(self.waker.wake)
         connection = self._new_connection()
         try:
             connection.connect()
             address = self._endpoint.place = connection.host, connection.port
             if self._endpoint.several:
                 self._log.address = named(address)
-            link = self.link = Link(connection, self._pipeline, self.wake, self._timeouts)
+            link = self.link = Link(connection, self._pipeline, self.waker, self._timeouts)
             try:
                 self._wait_for_subscribers(link, began)
                 self._state.hash.write_again()
@@ -170,7 +184,7 @@ class ReconnectLoop:
             link.service(queries + self.probe.nodes.queries() + self.probe.queries(missing))
             queries = []
             while self.probe.subscribers is None and not self._is_done:
-                self.heartbeat_due = monotonic() + self._timeouts.idle
+                self.heartbeat_due = monotonic() + self._timeouts.wait
                 link.wait()
                 link.service()
             self._log.update()
@@ -186,7 +200,7 @@ class ReconnectLoop:
     def _drain(self, link: Link, address: Address) -> None:
         """Sends what flush() could not, reads the replies, and probes Redis now and then."""
         confirmed, buffered = self._pipeline.confirmed, self._pipeline.messages
-        probe_at = monotonic() + self._timeouts.probe
+        probed_at, probe = monotonic(), self._timeouts.probe
         while not self._is_done:
             now = monotonic()
             self.heartbeat_due = now + self._timeouts.idle
@@ -197,28 +211,39 @@ class ReconnectLoop:
             heartbeat = self._state.hash.heartbeat.take()  # where this does not publish it is not told
             queries = self._state.queries() + (heartbeat if link.open else [])
             # Not while a probe is under way.
-            if is_probe_due := now >= probe_at and self.probe.subscribers is not None:
-                probe_at = now + self._timeouts.probe
+            if now - probed_at >= probe * (1 - SLACK) and self.probe.subscribers is not None:
+                probed_at = now
                 queries += self.probe.nodes.queries() + self.probe.queries(
                     self.trust.channels(self._pipeline.backlog.channels)
                 )
-            is_ending = self._deadline is not None or self._pipeline.backlog.diverted  # somebody waits for the rest
-            if link.open and (is_probe_due or is_ending):
-                link.announce_rejected()
+            # Somebody waits for the rest.
+            is_ending = self._deadline is not None or (link.open and self._pipeline.backlog.diverted)
+            is_probing = self.probe.subscribers is None
             all_sent = link.service(queries)
+            if link.open and (is_ending or (is_probing and self.probe.subscribers is not None)):
+                link.exclusively(self._pipeline.announce_rejected)
             if not self._log.connected:
                 self._on_connected(link, self._pipeline.confirmed > confirmed, buffered)
-            self._log.update()
-            if error := self._role.take_error():
-                log.error(
-                    "Redis does not tell CLIENT INFO: %(reason)s. Without it this instance never publishes",
-                    {"reason": error},
-                )
-            self._state.log_changes()
-            if not all_sent or (is_ending and self._pipeline.in_flight):
+            self._log_changes()
+            if all_sent and link.open and self._pipeline.backlog.waiting_bytes:
+                continue  # a flush() found the lock taken
+            # The replies to queries are read at once, and so are the last ones; all others wait for each other.
+            is_awaited = self._pipeline.queries or not self._log.connected or is_ending
+            if not all_sent or (is_awaited and self._pipeline.in_flight):
                 link.wait()
-            elif not link.open or not self._pipeline.backlog.waiting_bytes:  # else a flush() found the lock taken
-                self._sleep(self._timeouts.idle)
+            elif not self._is_done:
+                due = probed_at + probe * (1 + SLACK) - now
+                self._sleep(self._timeouts.wait if is_ending else min(self._timeouts.idle, due))
+
+    def _log_changes(self) -> None:
+        """What the log is to tell of the last turn."""
+        self._log.update()
+        if error := self._role.take_error():
+            log.error(
+                "Redis does not tell CLIENT INFO: %(reason)s. Without it this instance never publishes",
+                {"reason": error},
+            )
+        self._state.log_changes()
 
     def _look(self, link: Link, now: float, address: Address) -> None:
         """Whether this is still the right Redis. Raises Unavailable if it is to be left."""

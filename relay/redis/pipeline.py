@@ -67,7 +67,7 @@ class Pipeline:
         self.backlog = backlog
         self.status, self._announcement = status, announcement
         self.in_flight: deque[bytes] = deque()  # commands sent, oldest first, queries included
-        self._queries = 0  # of these that are queries
+        self.queries = 0  # of these that are queries; any thread may read it
         self._tail = b""  # the beginning of a reply whose end has not come
         self._poison = PoisonDetector()
         self.rejected: Counter[str] = Counter()  # messages that Redis rejected since the start, by channel
@@ -82,7 +82,7 @@ class Pipeline:
     @property
     def messages(self) -> int:
         """Messages not confirmed yet. Any thread: a query that is just sent or answered may count for a moment."""
-        return self.backlog.count_with(self.in_flight) - self._queries
+        return self.backlog.count_with(self.in_flight) - self.queries
 
     @property
     def dropped(self) -> Counter[str]:
@@ -103,7 +103,7 @@ class Pipeline:
     def ask(self, query: Query) -> bytes:
         """Puts a query in flight. Returns the bytes to send, behind all that was taken before."""
         self.in_flight.append(query)
-        self._queries += 1
+        self.queries += 1
         self.backlog.in_flight_bytes += len(query)
         return bytes(query)
 
@@ -149,7 +149,7 @@ class Pipeline:
     def receive(self, data: bytes) -> None:
         """Takes bytes that Redis sent, cut anywhere. Raises Unavailable: the connection is no longer usable."""
         data = self._with_tail(data)
-        if self._queries or b"-" in data:
+        if self.queries or b"-" in data:
             self._receive_each(data)
         else:  # the common case, at a third of the cost: nothing but confirmations
             self._tail = data[data.rfind(b"\n") + 1 :]
@@ -219,7 +219,7 @@ class Pipeline:
         if data.startswith(UNAVAILABLE, at):
             raise Unavailable(str(reply))
         query.on_reply(reply)
-        self._queries -= 1
+        self.queries -= 1
         return after
 
     def _reject(self, command: bytes, error: bytes) -> None:
@@ -242,7 +242,7 @@ class Pipeline:
         """Makes all messages in flight wait again, and forgets queries. `broken`: a message may be the cause."""
         messages = [command for command in self.in_flight if type(command) is not Query]
         self.in_flight.clear()
-        self._queries, self._tail = 0, b""
+        self.queries, self._tail = 0, b""
         if broken and messages and self._poison.connection_broke(messages):
             self._reject(messages.pop(), b"-Redis closed the connection on each attempt to deliver it")
         self.backlog.in_flight_bytes = 0  # before they wait: append() must not count them twice and drop some
@@ -277,7 +277,7 @@ class Pipeline:
         as confirmed any more. Returns the number of messages. To be called between two connections, or on a new one
         before a message is sent. While this instance stands by it becomes pending, before all else.
         """
-        assert len(self.in_flight) == self._queries, "what is in flight would come before what is older"
+        assert len(self.in_flight) == self.queries, "what is in flight would come before what is older"
         backlog = self.backlog
         self.announce_losses()  # those that waited are missing behind what is put before them now
         self.fit()

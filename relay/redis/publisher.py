@@ -9,7 +9,7 @@ rest of a backlog) belongs to the publisher's thread, named Redis.
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from time import monotonic, time
 from typing import Any
 
@@ -58,7 +58,7 @@ class Publisher:
     options: redis-py's for each connection, such as db, password, credential_provider, ssl_certfile.
 
     publish(channel, message): queues a message, or each of a Batch: bytes and str as they are, all else as JSON. Any
-        thread, never waits; it is sent with the next flush(), or within 0.2 s by itself.
+        thread, never waits; it is sent with the next flush(), or within 1.3 s by itself.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Publisher:
         self.address = endpoint.name
         self.new_connection = connections(endpoint, timeouts, tls, **options)
         # Each standby subscribes to it beside the channels of the data: so it can be told from a consumer.
-        self.watchers = "" if pending is None else f"{status}_standby"
+        self.standby_channel = "" if pending is None else f"{status}_standby"
         self._backlog = Backlog(buffer, pending, _monotonic, channels)
         self.publish = self._backlog.append  # not a method that calls it: this is the one call made for every message
         self._pipeline = (
@@ -90,7 +90,9 @@ class Publisher:
             else Pipeline(self._backlog, status, _announcement_of_lost)
         )
         self._role = Role(shared=pending is not None)
-        self._trust = Trust(self._pipeline, endpoint.several, endpoint.asked_at != math.inf, self.watchers, channels)
+        self._trust = Trust(
+            self._pipeline, endpoint.several, endpoint.asked_at != math.inf, self.standby_channel, channels
+        )
         self._state_hash = StateHash(state_key, timeouts.state_expiry)
         self._loop = ReconnectLoop(
             self.new_connection,
@@ -210,13 +212,14 @@ class Publisher:
     def beat(self, **fields: Any) -> None:
         """Publishes the event `alive` beside the messages, if they reach Redis now. Any thread, never waits."""
         self._state_hash.heartbeat.set(self.status, encoded_event("alive", _now(), **fields))
+        self._loop.waker.wake()
 
     def set_state(self, fields: Mapping[str, str]) -> None:
         """Replaces the state in the state hash: field by name of the stream. Any thread, never waits. The hash expires
         15 s after the last call.
         """
         self._state_hash.set(fields)
-        self._loop.wake.set()
+        self._loop.waker.wake()
 
     # Leader and standby, for a publisher with `pending`. What waits and what is pending moves under the backlog's lock,
     # so whatever these calls meet, no message is lost, nor is its place among those of its topic.
@@ -248,6 +251,10 @@ class Publisher:
         """Whether all is confirmed that waited at divert(). Any thread."""
         return self._backlog.diverted and self._pipeline.is_settled
 
+    def tell_of_clients(self, tell: Callable[[], object]) -> None:
+        """Has `tell` called whenever `client` is a new one. It must not block. To be called before start()."""
+        self._role.on_client = tell
+
     def lead(self, client: Client) -> None:
         """Publishes from now on, beginning with what is pending, on the connection of this client only: if it has ended
         or ends later, all waits for the next lead(). The leadership's thread.
@@ -255,12 +262,12 @@ class Publisher:
         self._role.carrier = client
         self._backlog.lead()
         self._role.leading = True
-        self._loop.wake.set()
+        self._loop.waker.wake()
 
     def divert(self) -> None:
         """What is published from now on becomes pending; what waits is still sent. Any thread, never waits."""
         self._backlog.divert()
-        self._loop.wake.set()  # the confirmations of the rest are read at once
+        self._loop.waker.wake()  # the confirmations of the rest are read at once
 
     def stand_by(self) -> None:
         """Ends the connection, so that nothing more is sent, and makes all pending that is not confirmed. Any thread;
@@ -275,7 +282,7 @@ class Publisher:
         if link is not None:
             link.end(StoodBy())
         self._backlog.stand_by()
-        self._loop.wake.set()
+        self._loop.waker.wake()
 
     def strike(self, channel: str, message: bytes) -> None:
         """The leader has published this message: it is not pending any longer. The leadership's thread.

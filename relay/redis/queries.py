@@ -21,8 +21,8 @@ class Probe:
 
     on_master: gets the number of replicas, whenever Redis says that it is a master; None, whenever the user lacks the
         right to ask; under the link's lock.
-    watched: the channels that collectors subscribe to which stand by; each of them subscribes to `watchers`, too, so
-        that they can be told from consumers. "": there are no such collectors.
+    watched: the channels that collectors subscribe to which stand by.
+    standby_channel: each of these subscribes to it too, so that they can be told from consumers; "" = there are none.
 
     subscribers: their number by channel as far as known on this connection, and under b"" the number of patterns that
     somebody is subscribed to; None while a probe is under way.
@@ -34,7 +34,7 @@ class Probe:
     def __init__(
         self,
         on_master: Callable[[int | None], None] = lambda _: None,
-        watchers: str = "",
+        standby_channel: str = "",
         watched: Iterable[str] = (),
     ) -> None:
         self.subscribers: dict[bytes, int] | None = None
@@ -44,7 +44,7 @@ class Probe:
         self._next = 0  # of the channels
         self._is_taken = True
         self._on_master = on_master
-        self._watchers, self._watched = watchers, {channel.encode() for channel in watched}
+        self._standby_channel, self._watched = standby_channel, {channel.encode() for channel in watched}
         self.nodes = Nodes()
 
     def begin(self) -> None:
@@ -59,10 +59,10 @@ class Probe:
         self._next += SLICE
         self.rounds += self._next >= len(channels)
         self.subscribers, self._is_taken = None, False
-        watchers = [self._watchers] if self._watchers else []
+        standbys = [self._standby_channel] if self._standby_channel else []
         return [
             Query(self._on_role, "ROLE"),
-            Query(self._on_channels, "PUBSUB", "NUMSUB", *watchers, *part),
+            Query(self._on_channels, "PUBSUB", "NUMSUB", *standbys, *part),
             Query(self._on_patterns, "PUBSUB", "NUMPAT"),
         ]
 
@@ -87,9 +87,9 @@ class Probe:
         if not isinstance(reply, list):
             return
         found = dict(zip(reply[::2], reply[1::2], strict=True))
-        watchers = found.pop(self._watchers.encode(), 0) if self._watchers else 0
+        standbys = found.pop(self._standby_channel.encode(), 0) if self._standby_channel else 0
         for channel, number in found.items():
-            self._known[channel] = number - (watchers if self._is_watched(channel) else 0)
+            self._known[channel] = number - (standbys if self._is_watched(channel) else 0)
 
     def _is_watched(self, channel: bytes) -> bool:
         """Whether a standby subscribes to it by name; to that of a symbol it does by a pattern."""

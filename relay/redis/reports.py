@@ -131,10 +131,10 @@ class RedisLog:
         if self.outages.since is None:
             self.outages.since = monotonic()
             self._reasons = {reason}
-            if self._role.leading:
-                log.error("Lost Redis at %(address)s: %(reason)s; buffering", fields)
-            elif not was_connected:
+            if not was_connected:
                 log.error("Cannot reach Redis at %(address)s: %(reason)s; buffering", fields)
+            elif self._role.leading:
+                log.error("Lost Redis at %(address)s: %(reason)s; buffering", fields)
             else:  # a new leader cuts the connections of all others
                 log.info("Lost Redis at %(address)s while standing by: %(reason)s", fields)
         elif reason not in self._reasons and len(self._reasons) < MAX_REASONS:

@@ -34,7 +34,7 @@ class Standby:
         self, publisher: Publisher, member: Member, channels: Collection[str], by_symbol: Collection[str] = ()
     ) -> None:
         self._publisher, self._member = publisher, member
-        self._channels = frozenset(channels) | {publisher.status, publisher.watchers}
+        self._channels = frozenset(channels) | {publisher.status, publisher.standby_channel}
         self._watch = Watch(publisher.new_connection, TIMEOUT)
         self._free_since = math.inf  # monotonic time at which the lease was first seen to be free
         self._try_at = 0.0  # monotonic time of the next attempt to take it

@@ -67,12 +67,14 @@ class Trust:
     """The publisher's thread owns it; what gets replies runs under the link's lock.
 
     several: whether there is more than one Redis, as far as is known at the start. asks: whether Sentinel is asked all
-    the time. watchers, watched: as of the probe.
+    the time. standby_channel, watched: as of the probe.
     """
 
-    def __init__(self, pipeline: Pipeline, several: bool, asks: bool, watchers: str, watched: Collection[str]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, several: bool, asks: bool, standby_channel: str, watched: Collection[str]
+    ) -> None:
         pipeline.retains = several
-        self.probe = Probe(self._on_master, watchers, watched)
+        self.probe = Probe(self._on_master, standby_channel, watched)
         self.marks = Marks()
         self.since = -math.inf  # monotonic time of the first connection to this server
         self._pipeline, self._asks = pipeline, asks

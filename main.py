@@ -61,7 +61,7 @@ from relay.redis.listener import Listener, Replies
 
 log = logging.getLogger(__name__)
 
-POLL_INTERVAL, STOP_TIMEOUT, HANDOVER = 0.5, 5.0, 1.0  # seconds
+POLL_INTERVAL, STOP_TIMEOUT, HANDOVER = 1.0, 5.0, 1.0  # seconds
 
 Symbols = str | list[str]
 

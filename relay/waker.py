@@ -1,11 +1,15 @@
 """Wakes a thread that waits in poll()."""
 
+import select
 import socket
 import threading
+from typing import Any
 
 
 class Waker:
-    """One thread owns it, polls fileno() and calls take() and close(); any thread may wake(). Never blocks."""
+    """One thread owns it and calls all but wake(): either wait(), or take() after it has polled fileno(). Any thread
+    may wake(), which never blocks.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # wake() must not write to a descriptor that close() has given back
@@ -23,6 +27,18 @@ class Waker:
             if not self.woken and not self._closed:
                 self.woken = True
                 self._writer.send(b"\0")
+
+    def wait(self, seconds: float, sock: Any = None, events: int = select.POLLIN) -> bool:
+        """Waits until wake() is called or `sock` has one of `events`, or for `seconds`. Returns whether it was one of
+        these two. POLLHUP and POLLERR are always among the events.
+        """
+        poller = select.poll()
+        poller.register(self, select.POLLIN)
+        if sock is not None:
+            poller.register(sock, events)
+        ready = poller.poll(max(0.0, seconds) * 1000)
+        self.take()
+        return bool(ready)
 
     def take(self) -> bool:
         """Whether wake() was called since the last time."""

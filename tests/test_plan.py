@@ -1,6 +1,7 @@
 """A connection whose topics change while it runs: its plan wants, releases and renews, and any thread may wake it."""
 
 import json
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -169,6 +170,19 @@ def test_the_exchange_knows_what_its_streams_ask_for_even_between_their_lives(ex
 
 
 # The waker.
+
+
+def test_who_waits_is_woken_once_and_told_of_the_socket():
+    waker = Waker()
+    near, far = socket.socketpair()
+    with near, far:
+        assert not waker.wait(0.0, near)
+        waker.wake()
+        assert waker.wait(10.0, near)
+        assert not waker.wait(-1.0)
+        far.send(b"x")
+        assert waker.wait(10.0, near)
+    waker.close()
 
 
 def test_a_waker_is_readable_until_it_is_taken_and_mute_when_it_is_closed():

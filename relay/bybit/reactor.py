@@ -121,40 +121,39 @@ class Reactor:
     def _run(self) -> None:
         """Reads until stop(), or until an error in here: then each connection is read by its own thread again."""
         assert self._waker
-        poller = self._poller
-        poller.register(self._waker, select.POLLIN)
+        self._poller.register(self._waker, select.POLLIN)
         try:
-            self._read_all(poller, self._waker)
+            self._read_all(self._waker)
         except Exception:
             log.exception("Internal error; each connection is read by its own thread from now on")
         finally:
             self._ended = True
             while self._orders:
-                self._obey(*self._orders.popleft(), poller)
+                self._obey(*self._orders.popleft())
             for loan in list(self._loans.values()):
-                self._give_back(loan, poller)
+                self._give_back(loan)
                 loan.on_return()
             self._waker.close()
 
-    def _read_all(self, poller: Any, waker: Waker) -> None:
-        poll, loans, flush = poller.poll, self._loans, self._sink.flush
+    def _read_all(self, waker: Waker) -> None:
+        poll, loans, flush = self._poller.poll, self._loans, self._sink.flush
         paused = False
         while not self._stopping:
             messages, ready = 0, poll()
             while ready:
                 for number, _ in ready:
                     if number in loans:
-                        messages += self._read(loans[number], poller)
+                        messages += self._read(loans[number])
                     else:
                         waker.take()
                 ready = poll(0) if paused and messages < ENOUGH else []
             flush()
             while self._orders:
-                self._obey(*self._orders.popleft(), poller)
+                self._obey(*self._orders.popleft())
             if paused := 1 < messages < ENOUGH:
                 sleep(PAUSE)
 
-    def _read(self, loan: Loan, poller: Any) -> int:
+    def _read(self, loan: Loan) -> int:
         """Reads one connection. Returns how many messages were handed on. A part of one counts as one, so that one
         without end does not keep a round from ending.
         """
@@ -163,18 +162,18 @@ class Reactor:
         except BaseException as error:  # it is raised on the connection's own thread
             loan.error, messages = error, None
         if messages is None:
-            self._give_back(loan, poller)
+            self._give_back(loan)
             loan.on_return()
         return messages or 1
 
-    def _obey(self, is_lent: bool, loan: Loan, poller: Any) -> None:
+    def _obey(self, is_lent: bool, loan: Loan) -> None:
         if is_lent:
             self._loans[loan.number] = loan
-            poller.register(loan.number, select.POLLIN)
+            self._poller.register(loan.number, select.POLLIN)
         elif self._loans.get(loan.number) is loan:  # else it was given back in the meantime
-            self._give_back(loan, poller)
+            self._give_back(loan)
 
-    def _give_back(self, loan: Loan, poller: Any) -> None:
+    def _give_back(self, loan: Loan) -> None:
         del self._loans[loan.number]
-        poller.unregister(loan.number)
+        self._poller.unregister(loan.number)
         loan.returned.set()

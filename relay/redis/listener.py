@@ -4,7 +4,6 @@ Nothing is kept through an outage. A consumer that gets no reply asks again; the
 """
 
 import logging
-import select
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -59,7 +58,7 @@ class Listener:
         self._thread = threading.Thread(target=self._run, name="Requests", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread. Raises RuntimeError if the system has none to give."""
+        """Starts the thread. Raises RuntimeError or OSError if the system has no thread or no descriptor to give."""
         self._waker = self._waker or Waker()
         self._thread.start()
 
@@ -117,11 +116,10 @@ class Listener:
             connection.send_command("SUBSCRIBE", self._channel)
             connection.read_response()
             log.debug("Taking requests on %(channel)s", {"channel": self._channel})
-            has_data = self._watch(connection)
             heard = asked = ticked = monotonic()
             worked, behind = 0.0, 0  # seconds; bytes since the connection had nothing to read
             while not self._stop.is_set() and behind < 2 * CATCH_UP:
-                if has_data():
+                if self._has_data(connection):
                     began = monotonic()
                     behind += self._take(connection)
                     heard = monotonic()
@@ -150,23 +148,12 @@ class Listener:
         finally:
             connection.disconnect()
 
-    def _watch(self, connection: Any) -> Callable[[], bool]:
-        """What returns whether the connection has something to read: at once if so, after TICK or when this thread is
-        woken if not.
-        """
+    def _has_data(self, connection: Any) -> bool:
+        """Whether the connection has something to read. Waits for it until TICK has passed or this thread is woken."""
         assert self._waker
-        waker, poller = self._waker, select.poll()
-        poller.register(connection._get_socket(), select.POLLIN)
-        poller.register(waker, select.POLLIN)
-
-        def has_data() -> bool:
-            if connection.can_read(0):  # redis-py may have read it already
-                return True
-            is_ready = poller.poll(TICK * 1000)
-            waker.take()
-            return bool(is_ready) and connection.can_read(0)
-
-        return has_data
+        if connection.can_read(0):  # redis-py may have read it already
+            return True
+        return self._waker.wait(TICK, connection._get_socket()) and bool(connection.can_read(0))
 
     def _take(self, connection: redis.Connection) -> int:
         """Returns the bytes of the request, 0 if it is none."""

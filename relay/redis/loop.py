@@ -137,12 +137,7 @@ class ReconnectLoop:
     def _sleep(self, seconds: float) -> None:
         """Until somebody wakes this thread or Redis hangs up, or for `seconds`."""
         self.heartbeat_due = monotonic() + seconds
-        poller = select.poll()
-        poller.register(self.waker, select.POLLIN)
-        if self.link:
-            poller.register(self.link, HANG_UP)
-        poller.poll(max(0.0, seconds) * 1000)
-        self.waker.take()
+        self.waker.wait(seconds, self.link, HANG_UP)
 
     def _session(self) -> None:
         """One life of a connection. Ends with an exception, or when all is done after stop()."""

@@ -197,7 +197,7 @@ def test_a_message_that_comes_after_its_topic_has_left_is_not_remembered(exchang
     eventually(lambda: text in collector.received())
     collector.assigns("orderbook", topics[0], topics[2])
     collector.received(4)
-    eventually(lambda: repair._sequence.next.keys() == {topics[0].encode(), topics[2].encode()})
+    eventually(lambda: repair._sequence.updates().keys() == {topics[0].encode(), topics[2].encode()})
 
 
 def test_a_side_connection_that_has_served_many_topics_is_replaced_while_nobody_waits(exchange, collector, monkeypatch):

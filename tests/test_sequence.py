@@ -67,6 +67,49 @@ def test_every_lost_message_is_found_however_the_bytes_were_cut(steps, data):
     assert found == expected
 
 
+LONG = "orderbook.50." + "L" * 40
+TOPICS = ["orderbook.1.XUSDT", BOOK, "orderbook.1000.1000000BABYDOGEUSDT", LONG + "-C", LONG + "-P"]
+near_a_longer_number = st.sampled_from([9, 99, 998, 10**7 - 2, 10**12 - 1])
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(TOPICS),
+            st.sampled_from([1, 1, 1, 1, 0, 2, -3, 1000]),
+            st.sampled_from(["delta", "delta", "snapshot"]),
+            near_a_longer_number,  # seq
+            near_a_longer_number,  # ts
+        ),
+        max_size=60,
+    ),
+    st.dictionaries(st.sampled_from(TOPICS), near_a_longer_number),
+)
+def test_numbers_of_any_length_are_compared_as_whoever_parses_a_message_would(steps, updates):
+    messages, expected, due = [], [], {}
+    for topic, step, kind, seq, ts in steps:
+        before = updates.get(topic, 8)
+        update = updates[topic] = max(1, before + step)
+        data = {"s": "X", "b": [["1", "2"]], "a": [], "u": update, "seq": seq}
+        whole = {"topic": topic, "type": kind, "ts": ts, "data": data, "cts": ts}
+        messages.append(json.dumps(whole, separators=(",", ":")).encode())
+        if topic in due and update not in (due[topic], 1) and kind == "delta":
+            expected.append(Gap(topic, due[topic] - 1, update))
+        due[topic] = update + 1
+    sequence = Sequence()
+    assert gaps(sequence, *messages) == expected
+    assert sequence.updates() == {topic.encode(): update for topic, update in due.items()}
+
+
+def test_it_keeps_no_more_than_it_needs(sequence):
+    for number in range(1000):  # a member before the type, whose value is never the same
+        text = f'{{"topic":"{BOOK}","id":"{number}","type":"delta","ts":1,"data":{{"u":{number + 2},"seq":1}},"cts":1}}'
+        assert gaps(sequence, text.encode()) == []
+    assert len(sequence._books) == 1
+    assert len(sequence._by_beginning) <= 4
+
+
 def test_a_gap_comes_with_the_message_that_follows_it(sequence):
     messages = [book(10), book(12), book(15)]
     assert sequence.look(messages) == [(messages[1], Gap(BOOK, 10, 12)), (messages[2], Gap(BOOK, 12, 15))]
@@ -93,7 +136,7 @@ def test_books_of_depth_1_repeat_their_update(sequence):
 
 def test_only_order_books_have_a_sequence(sequence):
     assert gaps(sequence, *(book(update, topic="tickers.BTCUSDT") for update in (5, 9))) == []
-    assert sequence.next == {}
+    assert sequence.updates() == {}
 
 
 def test_a_topic_that_is_not_ascii_is_named_in_its_gap(sequence):
@@ -121,6 +164,13 @@ def test_a_topic_that_was_forgotten_begins_anew(sequence):
     gaps(sequence, book(5))
     sequence.forget([BOOK.encode(), b"orderbook.50.X"])
     assert gaps(sequence, book(90), book(92)) == [Gap(BOOK, 90, 92)]
+
+
+def test_a_topic_that_was_forgotten_is_known_again_also_if_its_next_update_comes(sequence):
+    gaps(sequence, book(5), book(6))
+    sequence.forget([BOOK.encode()])
+    assert gaps(sequence, book(7)) == []
+    assert sequence.updates() == {BOOK.encode(): 8}
 
 
 def test_a_topic_that_is_exempt_is_not_looked_at():
@@ -151,6 +201,8 @@ GARBAGE = [
     b'{"topic":"orderbook.50.BTCUSDT","type":"delta","ts":1700000000000,"data":{"u":"x","seq":1}}',
     b'{"topic":"orderbook.50.BTCUSDT","type":"delta","ts":1700000000000,"data":{"u":7}}',
     b'{"topic":"orderbook.50.BTCUSDT","type":"delta","ts":1700000000000,"data":{"u":' + b"9" * 5000 + b',"seq":1}}',
+    b'{"topic":"orderbook.50.BTCUSDT","type":"delta","ts":1700000000000,"data":{"u":' + b"9" * 4300 + b',"seq":1}}',
+    b'{"topic":"orderbook.50.BTCUSDT","type":"delta","ts":1700000000000,"data":{"u":-7,"seq":1}}',
     b'{"topic":"orderbook.50.BTCUSDT',
 ]
 

@@ -131,7 +131,8 @@ def take_plain(data: bytes, at: int, max_message: int, append: Callable[[bytes],
     """Takes what nearly all frames of Bybit's are: whole text messages, unmasked, shorter than 64 KiB. Returns where
     the first begins that is none, or is not complete. Every message passes here: about 0.2 us each.
     """
-    last, header = len(data) - HEADER.size, HEADER.unpack_from
+    end, header = len(data), HEADER.unpack_from
+    last = end - HEADER.size
     while at <= last:
         first, length = header(data, at)
         start = at + 4
@@ -140,7 +141,7 @@ def take_plain(data: bytes, at: int, max_message: int, append: Callable[[bytes],
                 break
             start, length = at + 2, first - TEXT_OF_0
         stop = start + length
-        if stop > len(data) or length > max_message:
+        if stop > end or length > max_message:
             break
         append(data[start:stop])
         at = stop

@@ -51,7 +51,7 @@ class Repair:
             self._renewals.drop(left)
             self._silence.forget(left)
         if self._sequence:  # also what came after its topic had left
-            self._sequence.forget(self._sequence.next.keys() - self._topics)
+            self._sequence.forget(self._sequence.updates().keys() - self._topics)
 
     def look(self, messages: list[bytes]) -> list[tuple[bytes, Gap]]:
         """Takes what has arrived, before it is delivered. Returns the gaps, each with the message that follows it."""
@@ -113,7 +113,7 @@ class Repair:
         seen = {beginning.partition(b'"')[0] for beginning in self._beginnings}
         self._beginnings.clear()
         if self._sequence:
-            before, self._updates = self._updates, self._sequence.next.copy()
+            before, self._updates = self._updates, self._sequence.updates()
             seen.update(topic for topic, update in self._updates.items() if before.get(topic) != update)
             seen |= self._sequence.repeated
             self._sequence.repeated.clear()

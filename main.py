@@ -2,17 +2,18 @@
 
     Bybit --WebSocket--> Connection --bytes--> handle_* --> Publisher --PUBLISH--> Redis
 
-A thread per entry of STREAMS runs subscribe_* (below). It opens a connection and subscribes. The thread "Reader" reads
-all connections. It hands what has come to the callback (callbacks/), which appends it to the backlog of the Publisher,
-and sends what Redis takes at once; the thread "Redis" sends the rest. When a connection is lost, run_stream (below)
-waits and opens the next one, for ever.
+A thread per entry of STREAMS runs subscribe_* (below). It opens a connection, subscribes, and lends the connection to
+the thread "Reader", which reads all those that only bring data for handle_*. That (callbacks/) appends what has come to
+the backlog of the Publisher; the Reader sends what Redis takes at once, the thread "Redis" the rest. When a connection
+is lost, run_stream (below) waits and opens the next one, for ever.
 
 For more symbols set SYMBOLS in .env, or change STREAMS, at any time: append an entry, remove one, change its symbols.
 An entry is {"name": unique, "func": one of subscribe_*, "args": (symbol or list of symbols, callback)}. A symbol may be
 a pattern, "*USDC" or "ALL": all that Bybit lists, as it changes. An entry may carry "stall_timeout": seconds without
 data after which its connection is replaced (0 = never); "depth": levels of its order books; "shard": the part of its
-symbols, (1, 3) = the first third. A callback of your own gets each message as a dict. An entry with more topics than
-one connection carries has several: the threads "Trades", "Trades#2" and so on.
+symbols, (1, 3) = the first third. A callback of your own gets each message as a dict, on the thread of the entry, which
+reads the connection itself then. An entry with more topics than one connection carries has several: the threads
+"Trades", "Trades#2" and so on.
 """
 
 import signal

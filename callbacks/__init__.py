@@ -45,7 +45,7 @@ publisher = Publisher(
     buffer=BUFFER,
     status=STATUS_CHANNEL,
     state_key=STATE_KEY,
-    channels=CHANNELS if settings.LEADER_KEY else (),
+    channels=CHANNELS,
     pending=Pending(BUFFER) if settings.LEADER_KEY else None,
     stream_maxlen=settings.REDIS_STREAM_MAXLEN,
 )

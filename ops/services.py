@@ -7,7 +7,8 @@ log = logging.getLogger(__name__)
 
 
 class Services:
-    """starts: by the name of the thread, in order: what starts it, or raises RuntimeError. The main thread owns it."""
+    """starts: by the name of the thread, in order: what starts it, or raises RuntimeError or
+    OSError: the system has no thread or no descriptor to give. The main thread owns it."""
 
     def __init__(self, starts: Mapping[str, Callable[[], object]]) -> None:
         self._waiting = dict(starts)
@@ -18,7 +19,7 @@ class Services:
         for name, start in list(self._waiting.items()):
             try:
                 start()
-            except RuntimeError as error:
+            except (RuntimeError, OSError) as error:
                 if not self._is_lacking:
                     self._is_lacking = True
                     fields = {"thread": name, "reason": str(error)}

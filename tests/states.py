@@ -38,7 +38,7 @@ COLLECTOR = {
     "waited": 1.5,
     "requests": 8,
     "requests_rejected": 9,
-    "version": "2.4.0",
+    "version": "2.5.0",
     "started": 1_795_000_000_500,
     "interval": 1,
     "alive": True,

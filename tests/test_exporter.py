@@ -102,7 +102,7 @@ def test_each_field_of_a_state_is_a_metric(exporter, own_redis):
         f"bybit_collector_snapshot_requests_total{c}": 8,
         f"bybit_collector_snapshot_requests_rejected_total{c}": 9,
         f"bybit_collector_start_time_seconds{c}": 1_795_000_000.5,
-        f"bybit_collector_build_info{{{OF},version=2.4.0}}": 1,
+        f"bybit_collector_build_info{{{OF},version=2.5.0}}": 1,
         f"bybit_collector_dropped_messages_total{{channel=own,{OF}}}": 4,
         **{
             f"bybit_collector_dropped_messages_total{{channel={PREFIX}_{kind},{OF}}}": 3 * (kind == "trades")

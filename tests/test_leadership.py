@@ -666,6 +666,14 @@ def test_without_the_right_to_end_connections_somebody_leads_all_the_same(own_re
         assert text.startswith("Redis does not end the connections of an earlier leader: ")
 
 
+def test_leader_and_standby_both_say_that_redis_is_too_slow_for_the_lease(pair, own_redis, caplog):
+    own_redis.pause()
+    try:
+        eventually(lambda: caplog.text.count("Lost Redis for the lease") == 2)
+    finally:
+        own_redis.resume()
+
+
 def test_a_redis_that_is_away_at_the_start_is_logged_by_one_thread(own_redis, caplog, monkeypatch):
     own_redis.stop()
     tries = []

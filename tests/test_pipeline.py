@@ -538,7 +538,7 @@ def test_what_a_lost_server_confirmed_goes_before_all_else():
     pipeline.connection_lost(broken=True)
     assert pipeline.confirmed == pipeline.retained == 2
     assert pipeline.send_again() == 2
-    assert (pipeline.confirmed, pipeline.retained, pipeline.messages) == (0, 0, 4)
+    assert (pipeline.confirmed, pipeline.retained, pipeline.messages) == (2, 0, 4)
     assert texts(pipeline) == [b"1", b"2", b"3", b"4"]
 
 
@@ -591,7 +591,7 @@ def test_who_stands_by_sends_nothing_again_but_keeps_it_in_case_nobody_else_has_
     pipeline.connection_lost(broken=True)
     pipeline.backlog.stand_by()
     assert pipeline.send_again() == 1
-    assert (pipeline.retained, pipeline.messages, pipeline.confirmed) == (0, 0, 0)
+    assert (pipeline.retained, pipeline.messages, pipeline.confirmed) == (0, 0, 1)
     pipeline.backlog.lead()
     assert texts(pipeline) == [b"1", b"2"]
 
@@ -622,7 +622,7 @@ def test_a_message_that_breaks_servers_is_found_although_others_are_sent_again_b
         if pipeline.dropped:
             break
     assert pipeline.dropped == {"a": 1}
-    assert pipeline.confirmed == 2
+    assert (pipeline.retained, pipeline.messages) == (2, 0)
 
 
 # Queries.

@@ -5,6 +5,7 @@ import time
 import pytest
 from conftest import Subscriber, eventually
 
+from ops.services import Services
 from relay.redis.dial import connections
 from relay.redis.endpoint import Sentinels
 from relay.redis.link import Timeouts
@@ -67,6 +68,21 @@ def test_without_any_thread_it_waits_and_a_signal_ends_it(program):
     assert (code, seconds < 5) == (0, True), collector.log
     assert "Traceback" not in collector.log
     assert len(collector.lines("ERROR")) == 2, collector.log
+
+
+def test_where_there_is_no_descriptor_either_it_tries_again(caplog):
+    """As Reactor.start() needs some, beside a thread."""
+    errors = [OSError(24, "Too many open files"), RuntimeError("can't start new thread")]
+
+    def start():
+        if errors:
+            raise errors.pop(0)
+
+    services = Services({"Reader": start})
+    for _ in range(3):
+        services.tick()
+    assert caplog.text.count("No thread to be had for Reader: [Errno 24] Too many open files; trying again") == 1
+    assert services._waiting == {}
 
 
 def test_check_says_that_there_is_none(program, redis_server):

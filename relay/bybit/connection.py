@@ -3,9 +3,8 @@
 Everything here runs on the connection's thread, except for Intake.hand_on(), which the Reader calls while the
 connection is lent to it. Other threads may only close() and wake().
 
-websocket-client makes the handshake and sends; intake.py and tls.py read. Of it are used the public
-create_connection(), WebSocket.sock, send(), pong() and shutdown(), and the fact that it reads nothing after the
-handshake.
+websocket-client makes the handshake (dial.py) and sends; intake.py and tls.py read. Of it are used here the public
+WebSocket.sock, send(), pong() and shutdown(), and the fact that it reads nothing after the handshake.
 """
 
 import json

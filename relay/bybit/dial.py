@@ -1,4 +1,8 @@
-"""Opens a WebSocket within a deadline, whatever hangs."""
+"""Opens a WebSocket within a deadline, whatever hangs.
+
+Of websocket-client are used the public create_connection(), and the fact that connect() reads the answer to the
+handshake from `sock` alone.
+"""
 
 import socket
 import ssl

@@ -209,7 +209,7 @@ class Link:
         with self._lock:
             return act()
 
-    def is_client(self, client: Client) -> None:
+    def set_client(self, client: Client) -> None:
         """Redis knows this connection as that client. The lock is held."""
         self.client = client
 

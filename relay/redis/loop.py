@@ -65,6 +65,10 @@ class ReconnectLoop:
         self._deadline: float | None = None  # monotonic time at which stop() gives up
         self.thread = threading.Thread(target=self._run, name="Redis", daemon=True)
 
+    def start(self) -> None:
+        """Starts the thread. Raises RuntimeError if the system has none to give."""
+        self.thread.start()
+
     def stop(self, deadline: float) -> None:
         """Sends what waits, until `deadline` (monotonic), and ends the thread if it was started."""
         self._deadline = deadline
@@ -172,7 +176,7 @@ class ReconnectLoop:
         """
         deadline = monotonic() + self._timeouts.grace
         self.probe.nodes.begin(self._role.shared)
-        queries = self._role.queries(link.is_client) + self._pipeline.greeting() + self.trust.begin()
+        queries = self._role.queries(link.set_client) + self._pipeline.greeting() + self.trust.begin()
         is_met = False
         while not self._is_done:
             missing = self.probe.missing

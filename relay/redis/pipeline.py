@@ -75,7 +75,7 @@ class Pipeline:
         self._is_denied = False  # whether Redis has rejected an announcement since the last announce_rejected()
         self._log_once = LogOnce()
         self.rejections: deque[Rejection] = deque()  # the first by channel and error; the publisher takes them out
-        self.confirmed = 0  # messages since the start, without those that send_again() made wait again
+        self.confirmed = 0  # messages since the start; one that is sent again counts again
         self.retains = False
         self._retained = Retained()
 
@@ -273,9 +273,9 @@ class Pipeline:
         self._retained.forget(self._retained.added if mark is None else mark)
 
     def send_again(self) -> int:
-        """What was confirmed since verified() reached nobody: it waits again, before all that waits, and does not count
-        as confirmed any more. Returns the number of messages. To be called between two connections, or on a new one
-        before a message is sent. While this instance stands by it becomes pending, before all else.
+        """What was confirmed since verified() reached nobody: it waits again, before all that waits. Returns the number
+        of messages. To be called between two connections, or on a new one before a message is sent. While this instance
+        stands by it becomes pending, before all else.
         """
         assert len(self.in_flight) == self.queries, "what is in flight would come before what is older"
         backlog = self.backlog
@@ -283,7 +283,6 @@ class Pipeline:
         self.fit()
         number = backlog.send_again(list(self._retained))
         self._retained.clear()
-        self.confirmed -= number
         if self._poison.one_by_one:  # the suspect waits behind these
             self._poison.one_by_one += number
         return number

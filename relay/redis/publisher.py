@@ -137,7 +137,7 @@ class Publisher:
 
     def start(self) -> None:
         """Starts the thread. Messages may be published before."""
-        self._loop.thread.start()
+        self._loop.start()
 
     def stop(self, deadline: float) -> int:
         """Sends what waits, until `deadline` (monotonic), and ends. Returns the number of messages that were not
@@ -160,7 +160,7 @@ class Publisher:
 
     @property
     def published(self) -> int:
-        """Messages that Redis has confirmed since the start, announcements included. Any thread."""
+        """Messages that Redis has confirmed since the start, announcements included; never falls. Any thread."""
         return self._pipeline.confirmed
 
     @property

@@ -29,15 +29,15 @@ class Role:
         """Whether this connection may carry messages."""
         return not self.shared or (self.leading and client is not None and client == self.carrier)
 
-    def queries(self, is_client: Callable[[Client], None]) -> list[Query]:
-        """What a new connection begins with. is_client: gets the client, under the link's lock."""
+    def queries(self, set_client: Callable[[Client], None]) -> list[Query]:
+        """What a new connection begins with. set_client: gets the client, under the link's lock."""
 
         def on_info(reply: Any) -> None:
             try:
                 if isinstance(reply, ReplyError):
                     raise ValueError(str(reply))
                 fields = dict(field.split("=", 1) for field in reply.decode().split() if "=" in field)
-                is_client((int(fields["id"]), fields["addr"]))
+                set_client((int(fields["id"]), fields["addr"]))
             except (ValueError, KeyError, AttributeError) as error:
                 self._error = self._error or str(error)
             else:

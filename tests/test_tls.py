@@ -13,8 +13,10 @@ import trustme
 from conftest import Subscriber, eventually
 from topology import HASTE, Cluster, Replicated
 
+from ops.check import run_check
 from ops.reader import Place
 from ops.status import asked, single
+from relay.bybit.exchange import Exchange
 from relay.redis.dial import located
 from relay.redis.link import Timeouts
 from relay.redis.publisher import Publisher
@@ -83,6 +85,24 @@ def test_a_certificate_that_nobody_trusts_keeps_everything_back(tls, caplog):
         publisher.publish(CHANNEL, "x")
         eventually(lambda: "CERTIFICATE_VERIFY_FAILED" in caplog.text)
         assert publisher.stop(time.monotonic()) == 1
+
+
+def checked(publisher, capsys):
+    """What --check prints of it, in one line."""
+    assert run_check([], Exchange("linear", testnet=True, sink=None), publisher, [], ("requests", "reply")) == 1
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_port_without_tls_is_told_in_one_sentence(redis_server, caplog, capsys):
+    address = "127.0.0.1", redis_server.port
+    told = "no answer to the TLS handshake within {} s (if this port has no TLS: REDIS_SSL=False)"
+    publisher = publisher_to(address, timeouts=Timeouts(reply=0.2))
+    publisher.start()
+    sentence = "Cannot reach Redis at {}:{}: {}; buffering".format(*address, told.format(0.2))
+    eventually(lambda: caplog.messages == [sentence])
+    publisher.stop(time.monotonic())
+    assert checked(publisher, capsys) == "Redis FAILED {}:{}: {}".format(*address, told.format(0.2))
+    assert told.format(0.67) in checked(publisher_to(sentinels=[address]), capsys)
 
 
 def test_sentinel(tls, trusted):

@@ -13,6 +13,8 @@ from relay.redis.address import Address, named
 from relay.redis.endpoint import Endpoint, Hosts, Sentinels
 from relay.redis.link import Timeouts
 
+NO_HANDSHAKE = "no answer to the TLS handshake within {:.2g} s (if this port has no TLS: REDIS_SSL=False)"
+
 
 class _Dialled:
     """A connection of redis-py's that asks its endpoint for the address whenever it connects.
@@ -46,7 +48,14 @@ class _Plain(_Dialled, redis.Connection):
 
 
 class _Tls(_Dialled, redis.SSLConnection):
-    pass
+    def _connect(self) -> Any:
+        try:
+            return super()._connect()
+        except TimeoutError as error:
+            # A Redis without TLS takes the handshake for the beginning of a command, and waits for the rest of it.
+            if "handshake" in str(error):
+                raise redis.TimeoutError(NO_HANDSHAKE.format(self.socket_timeout)) from None
+            raise
 
 
 class _Unix(_Dialled, redis.UnixDomainSocketConnection):

@@ -14,6 +14,7 @@ from ops.trials import Trials, bybit_rows
 from relay.bybit.exchange import Exchange
 from relay.channels import names_any_symbol
 from relay.log import shorten
+from relay.redis.dial import told_of_tls
 from relay.redis.link import REDIS_ERRORS
 from relay.redis.publisher import Publisher
 from relay.redis.reports import reason_of
@@ -82,7 +83,8 @@ def _redis_rows(publisher: Publisher, channels: Sequence[str], requests: tuple[s
         denied = _denied(ask, commands)
         problems = list(stream_problems(ask, channels)) if publisher.stream_maxlen else []
     except REDIS_ERRORS as error:
-        yield "Redis", FAILED, f"{publisher.address}: {reason_of(error, publisher.address)}"
+        reason = reason_of(told_of_tls(connection, error), publisher.address)
+        yield "Redis", FAILED, f"{publisher.address}: {reason}"
         return
     finally:
         connection.disconnect()

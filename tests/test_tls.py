@@ -9,6 +9,7 @@ import ssl
 import time
 
 import pytest
+import redis
 import trustme
 from conftest import Subscriber, eventually
 from topology import HASTE, Cluster, Replicated
@@ -17,7 +18,8 @@ from ops.check import run_check
 from ops.reader import Place
 from ops.status import asked, single
 from relay.bybit.exchange import Exchange
-from relay.redis.dial import located
+from relay.redis.dial import CLOSED, connections, located, told_of_tls
+from relay.redis.endpoint import Hosts
 from relay.redis.link import Timeouts
 from relay.redis.publisher import Publisher
 from sandbox.bybit import Bybit
@@ -103,6 +105,47 @@ def test_a_port_without_tls_is_told_in_one_sentence(redis_server, caplog, capsys
     publisher.stop(time.monotonic())
     assert checked(publisher, capsys) == "Redis FAILED {}:{}: {}".format(*address, told.format(0.2))
     assert told.format(0.67) in checked(publisher_to(sentinels=[address]), capsys)
+
+
+@pytest.mark.parametrize("login", [{"password": None}, {}, {"password": None, "db": 1}], ids=["", "password", "db"])
+def test_a_port_with_tls_that_is_asked_without_is_told_in_one_sentence(tls, login, caplog, capsys):
+    with Replicated(replicas=0, sentinels=0, **tls) as server:
+        address = server.nodes[0].address
+        publisher = publisher_to(address, tls=False, **login)
+        publisher.start()
+        told = "the connection was closed (if this port wants TLS: REDIS_SSL=True)"
+        eventually(lambda: caplog.messages == ["Cannot reach Redis at {}:{}: {}; buffering".format(*address, told)])
+        publisher.stop(time.monotonic())
+        assert checked(publisher, capsys) == "Redis FAILED {}:{}: {}".format(*address, told)
+
+
+def test_tls_is_not_suspected_where_redis_has_answered(own_redis, caplog):
+    publisher = publisher_to(("127.0.0.1", own_redis.port), tls=False, password=None)
+    with caplog.at_level("INFO"):
+        publisher.start()
+        eventually(lambda: "Publishing to Redis" in caplog.text)
+    own_redis.kill()
+    eventually(lambda: "Lost Redis" in caplog.text)
+    publisher.stop(time.monotonic())
+    assert "TLS" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "tls", "suspected"),
+    [
+        (ConnectionResetError("Redis closed the connection"), False, True),
+        (ConnectionResetError(104, "Connection reset by peer"), False, True),
+        (BrokenPipeError(32, "Broken pipe"), False, True),
+        (redis.ConnectionError("Connection closed by server."), False, True),
+        (redis.ConnectionError("Error 111 connecting to h:1. Connection refused."), False, False),
+        (redis.AuthenticationError("WRONGPASS"), False, False),
+        (TimeoutError("no reply within 5 s"), False, False),
+        (ConnectionResetError(104, "Connection reset by peer"), True, False),
+    ],
+)
+def test_when_tls_is_suspected(error, tls, suspected):
+    told = told_of_tls(connections(Hosts([("h", 1)]), QUICK, tls)(), error)
+    assert str(told) == (CLOSED if suspected else str(error))
 
 
 def test_sentinel(tls, trusted):

@@ -14,6 +14,9 @@ from relay.redis.endpoint import Endpoint, Hosts, Sentinels
 from relay.redis.link import Timeouts
 
 NO_HANDSHAKE = "no answer to the TLS handshake within {:.2g} s (if this port has no TLS: REDIS_SSL=False)"
+CLOSED = "the connection was closed (if this port wants TLS: REDIS_SSL=True)"
+# How redis-py tells that.
+CLOSED_BY_SERVER = ("Connection closed by server", "Error while reading from ")
 
 
 class _Dialled:
@@ -81,6 +84,12 @@ def has_moved(connection: redis.Connection) -> bool:
     """
     endpoint = getattr(connection, "endpoint", None)
     return endpoint is not None and endpoint.place not in (None, (connection.host, connection.port))
+
+
+def told_of_tls(connection: redis.Connection, error: Exception) -> Exception:
+    """What is told of an error where Redis has never answered: a port for TLS closes a connection without it."""
+    is_closed = isinstance(error, ConnectionResetError | BrokenPipeError) or str(error).startswith(CLOSED_BY_SERVER)
+    return ConnectionResetError(CLOSED) if is_closed and isinstance(connection, _Plain) else error
 
 
 def settle(connect: Callable[..., redis.Connection]) -> None:

@@ -10,6 +10,7 @@ from time import monotonic
 import redis
 
 from relay.redis.address import Address, named
+from relay.redis.dial import told_of_tls
 from relay.redis.endpoint import Endpoint
 from relay.redis.link import REDIS_ERRORS, Link, StoodBy, Timeouts
 from relay.redis.login import is_denied
@@ -167,6 +168,10 @@ class ReconnectLoop:
                 link.close()  # before others lose sight of it: stand_by() relies on nothing being in flight then
                 self.link = None
                 self._role.carrier = None  # Redis may give its id and address to a later one
+        except REDIS_ERRORS as error:
+            if self.trust.since == -math.inf:  # it has never answered
+                raise told_of_tls(connection, error) from None
+            raise
         finally:
             connection.disconnect()
 

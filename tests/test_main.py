@@ -266,6 +266,17 @@ def test_a_redis_that_does_not_let_it_in_at_the_start_ends_it(program, password)
     assert "right-one" not in collector.log + collector.output
 
 
+@pytest.mark.parametrize("more", [{}, {"LEADER_KEY": "lease"}], ids=["single", "shared"])
+def test_a_database_that_redis_does_not_have_ends_it_with_one_sentence(program, redis_server, more):
+    with Bybit(rate=100) as bybit:
+        collector = program(redis_server, bybit, REDIS_DB=99, **more)
+        code, _ = collector.wait()
+    assert code == 2, collector.log
+    [(_, sentence)] = collector.lines("ERROR") + collector.lines("WARNING")
+    reason = "REDIS_DB: DB index is out of range"
+    assert sentence.startswith(f"Cannot start: Redis at 127.0.0.1:{redis_server.port}: {reason}")
+
+
 APPEND = """
 import sys
 from main import STREAMS, main, subscribe_liquidations, subscribe_trades

@@ -27,6 +27,13 @@ class _Dialled:
 
     endpoint: Endpoint | None = None
 
+    def connect(self) -> None:
+        """As redis-py's. What Redis answers to SELECT must not be taken for an answer to the command that follows."""
+        try:
+            super().connect()  # type: ignore[misc]
+        except redis.ResponseError as error:
+            raise redis.ConnectionError(*error.args) from error
+
     def _connect(self) -> Any:
         connection: Any = self
         connect = super()._connect  # type: ignore[misc]

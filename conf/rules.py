@@ -212,7 +212,8 @@ def _value(name: str, rule: Rule[T], environ: Mapping[str, str], file: Mapping[s
     text = environ.get(name, file.get(name, rule.default))
     try:
         text.encode()  # the environment may hold bytes that are not text
-        return rule.convert(text if rule.convert is word else text.strip())
+        # Blanks alone are no way to say nothing: who wrote them meant something.
+        return rule.convert(text if rule.convert is word else text.strip() or text)
     except ValueError as error:
         # One line, whatever the value holds; and no password, which may also be part of a URL.
         shown = "…" if "PASSWORD" in name or name == "REDIS_URL" or "@" in text else repr(text)[1:-1]

@@ -244,6 +244,13 @@ def test_a_bad_value_is_refused_in_a_sentence(name, expected, texts):
         assert sentence({}, f"{name}={text}\n") == f"{name}={text}: expected {expected}"
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(("USERNAME", "PASSWORD"))])
+def test_blanks_alone_are_refused_also_where_nothing_is_allowed(name):
+    shown = "…" if name == "REDIS_URL" or "PASSWORD" in name else r" \t"
+    assert sentence({name: " \t"}).startswith(f"{name}={shown}: expected ")
+    assert sentence({}, f"{name}=' '\n").startswith(f"{name}=")
+
+
 def test_a_line_break_in_a_value_does_not_break_the_sentence():
     """A compose file's `SYMBOLS: |` has one symbol on each line."""
     assert sentence({"SYMBOLS": "BTCUSDT\nETHUSDT\n"}) == rf"SYMBOLS=BTCUSDT\nETHUSDT\n: expected {SYMBOLS}"

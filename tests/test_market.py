@@ -133,6 +133,8 @@ def test_two_collectors_share_the_symbols_and_the_requests(start, own_redis):
         books = sorted(topics_of(*symbols, "NOPEUSDT", kinds=["orderbook.50"]))
         client = own_redis.client()
         eventually(lambda: client.pubsub_numsub("stream:bybit_request")[0][1] == 2)
+        for collector in both:  # before it knows Bybit's answer it takes its books for down
+            collector.wait_for_log("[OrderBook] Subscribed to ")
         client.publish("stream:bybit_request", json.dumps({"op": "snapshot", "topics": books, "reply": reply}))
         eventually(lambda: len(subscriber.of(reply)) >= len(books))
         assert all(collector.stop()[0] == 0 for collector in both)

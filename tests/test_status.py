@@ -380,7 +380,7 @@ def test_a_stream_whose_callback_does_not_return_is_down(program, own_redis, tmp
         collector = program(own_redis, bybit, script=HANGING, PULSE_FILE=pulse)
         eventually(pulse.exists, 20)
         eventually(lambda: (one := state_of(own_redis).get("Hanging")) and one["topics"] and one["up"] is False, 20)
-        assert "Stream Hanging is stuck: its thread is overdue by " in collector.log
+        collector.wait_for_log("Stream Hanging is stuck: its thread is overdue by ")
         pulse.unlink()
         last = eventually(lambda: (about := state_of(own_redis, whole=True))["alive"] is False and about)
         eventually(lambda: state_of(own_redis, whole=True)["ts"] > last["ts"])

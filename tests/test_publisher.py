@@ -18,6 +18,7 @@ import redis
 from conftest import Subscriber, eventually
 
 from relay.redis.link import Timeouts
+from relay.redis.loop import ReconnectLoop
 from relay.redis.pipeline import WINDOW, Refused
 from relay.redis.publisher import Publisher
 from sandbox.redis import LocalRedis
@@ -668,6 +669,21 @@ print((most - before) / (64 << 20))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc")
+def test_what_a_probe_says_is_looked_at_before_the_thread_sleeps(own_redis, monkeypatch):
+    """Else what is confirmed is retained for a second longer, and comes twice after a failover."""
+    unread, sleep = [], ReconnectLoop._sleep
+
+    def sleeps(loop, seconds):
+        unread.append(loop.probe.subscribers is not None and not loop.probe._is_taken)
+        sleep(loop, seconds)
+
+    monkeypatch.setattr(ReconnectLoop, "_sleep", sleeps)
+    with Running(own_redis, timeouts=Timeouts(probe=0.05)) as publisher:
+        eventually(lambda: publisher._loop.probe.rounds > 20)
+    assert len(unread) >= 10
+    assert not any(unread)
+
+
 def test_in_an_outage_what_is_confirmed_gives_way_to_what_waits(own_redis):
     """Else both together would take twice the buffer for as long as it lasts."""
     with Running(own_redis, buffer=1 << 20, connected=True, timeouts=Timeouts(probe=30)) as publisher:

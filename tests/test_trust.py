@@ -1,5 +1,7 @@
 """When what a server confirms is relied on, without a server."""
 
+from math import inf
+
 import pytest
 
 from relay.redis.backlog import Backlog
@@ -202,6 +204,31 @@ def test_without_the_right_to_ask_for_the_role_it_is_kept_for_some_seconds_only(
         server.probes()
         server.asked_at = server.now if asks else server.asked_at
     assert 0 < server.retained <= HELD + 2
+
+
+def test_it_says_from_when_on_another_look_finds_something():
+    server = Server(asks=True)
+    server.connect()
+    assert server.trust.decides_at == inf, "nothing was confirmed"
+    server.confirms()
+    server.probes()
+    assert (server.retained, server.trust.decides_at) == (1, server.now)
+    server.asked_at = server.now + 0.1
+    server.looks(0.2)
+    assert (server.retained, server.trust.decides_at) == (0, inf)
+
+
+def test_of_a_server_that_hides_its_role_it_is_found_later():
+    server = Server()
+    server.hides = True
+    server.connect()
+    server.confirms()
+    server.probes()
+    began = server.now
+    assert server.trust.decides_at == began + HELD
+    server.looks(HELD)
+    assert server.trust.decides_at == inf
+    assert server.retained == 0
 
 
 def test_with_sentinel_what_was_confirmed_is_right_once_that_was_asked_later():

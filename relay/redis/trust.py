@@ -52,6 +52,11 @@ class Marks:
             self._open.append((now, self.latest))
             self.latest = None
 
+    @property
+    def oldest(self) -> float:
+        """When the oldest was known that may be wrong, inf = there is none."""
+        return self._open[0][0] if self._open else math.inf
+
     def judge(self, asked_at: float) -> None:
         """All that was known by then is right."""
         while self._open and self._open[0][0] <= asked_at:
@@ -102,6 +107,15 @@ class Trust:
     @property
     def _is_reliable(self) -> bool:
         return self._is_proved and self._doubtful_since is None and self._left_since is None
+
+    @property
+    def decides_at(self) -> float:
+        """The time from which on look() may find that more is right, inf = there is nothing to be found."""
+        return self.marks.oldest + self._wait if self._is_reliable else math.inf
+
+    @property
+    def _wait(self) -> float:
+        return self.marks.wait if self.proved else HELD
 
     @property
     def is_left(self) -> bool:
@@ -164,7 +178,7 @@ class Trust:
         if self.probe.take():
             self._probed(now)
         if self._is_reliable:
-            self.marks.judge(min(asked_at, now - (self.marks.wait if self.proved else HELD)))
+            self.marks.judge(min(asked_at, now - self._wait))
         if self.probe.subscribers is not None:
             self._answered_at = now
         if self._left_since is None:

@@ -69,7 +69,7 @@ class Reader:
             try:
                 self._live()
             except REDIS_ERRORS as error:
-                reason, is_denied = shorten(error), isinstance(error, DENIALS)
+                reason, is_denied = shorten(error), isinstance(error.__cause__ or error, DENIALS)
             except Exception as error:
                 log.exception("Internal error; connecting anew")
                 reason = repr(error)

@@ -75,6 +75,7 @@ def _redis_rows(publisher: Publisher, channels: Sequence[str], requests: tuple[s
         except redis.ResponseError as error:
             return error
 
+    role: Any = None
     try:
         connection.connect()
         role = ask("ROLE")
@@ -83,8 +84,8 @@ def _redis_rows(publisher: Publisher, channels: Sequence[str], requests: tuple[s
         denied = _denied(ask, commands)
         problems = list(stream_problems(ask, channels)) if publisher.stream_maxlen else []
     except REDIS_ERRORS as error:
-        reason = reason_of(told_of_tls(connection, error), publisher.address)
-        yield "Redis", FAILED, f"{publisher.address}: {reason}"
+        told = error if role is not None else told_of_tls(connection, error)
+        yield "Redis", FAILED, f"{publisher.address}: {reason_of(told, publisher.address)}"
         return
     finally:
         connection.disconnect()

@@ -27,10 +27,12 @@ class _Dialled:
 
     endpoint: Endpoint | None = None
 
-    def connect(self) -> None:
-        """As redis-py's. What Redis answers to SELECT must not be taken for an answer to the command that follows."""
+    def connect_check_health(self, *arguments: Any, **options: Any) -> None:
+        """As redis-py's, which ends here whatever makes it connect. What Redis answers to SELECT must not be taken for
+        an answer to the command that follows.
+        """
         try:
-            super().connect()  # type: ignore[misc]
+            super().connect_check_health(*arguments, **options)  # type: ignore[misc]
         except redis.ResponseError as error:
             raise redis.ConnectionError(*error.args) from error
 

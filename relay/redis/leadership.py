@@ -182,7 +182,7 @@ class Leadership:
             self._member.troubles.report("redis", f"LEADER_KEY {self._member.lease.key}: Redis replies: {error}")
         elif not isinstance(error, OSError | redis.RedisError):
             self._member.troubles.report("redis", f"Internal error in the leadership: {error!r}", cause=error)
-        elif self._publisher.client:  # otherwise the publisher logs the outage
+        elif self._publisher.connected or isinstance(error, redis.TimeoutError):  # else the publisher logs the outage
             self._member.troubles.report("redis", f"Lost Redis for the lease: {error}", logging.WARNING)
         is_lasting = self._led is None and not isinstance(error, OSError | redis.ConnectionError | redis.TimeoutError)
         self._stop.ended.wait(PAUSE if is_lasting and not self._stop.asked.is_set() else TRY / 2)

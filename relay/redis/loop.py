@@ -224,19 +224,18 @@ class ReconnectLoop:
             is_ending = self._deadline is not None or (link.open and self._pipeline.backlog.diverted)
             is_probing = self.probe.subscribers is None
             all_sent = link.service(queries)
-            has_probed = is_probing and self.probe.subscribers is not None
-            if link.open and (is_ending or has_probed):
+            if link.open and (is_ending or (is_probing and self.probe.subscribers is not None)):
                 link.exclusively(self._pipeline.announce_rejected)
             if not self._log.connected:
                 self._on_connected(link, self._pipeline.confirmed > confirmed, buffered)
             self._log_changes()
-            if has_probed or (all_sent and link.open and self._pipeline.backlog.waiting_bytes):
-                continue  # to look at what it says; a flush() found the lock taken
+            if all_sent and link.open and self._pipeline.backlog.waiting_bytes:
+                continue  # a flush() found the lock taken
             # The replies to queries are read at once, and so are the last ones; all others wait for each other.
             is_awaited = self._pipeline.queries or not self._log.connected or is_ending
             if not all_sent or (is_awaited and self._pipeline.in_flight):
                 link.wait()
-            elif not self._is_done:
+            elif not (self._is_done or self.probe.has_ended):  # else there is something to look at
                 wait = self._timeouts.wait
                 due = min(probed_at + probe * (1 + SLACK), max(now + wait, self.trust.decides_at))
                 self._sleep(wait if is_ending else min(self._timeouts.idle, due - now))

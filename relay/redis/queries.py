@@ -99,12 +99,16 @@ class Probe:
         self._known[b""] = reply if isinstance(reply, int) else 0
         self.subscribers = self._known
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether a probe has ended that take() has not told of."""
+        return self.subscribers is not None and not self._is_taken
+
     def take(self) -> bool:
         """Whether a probe has ended, once."""
-        if self.subscribers is None or self._is_taken:
-            return False
-        self._is_taken = True
-        return True
+        if has_ended := self.has_ended:
+            self._is_taken = True
+        return has_ended
 
     def accept(self) -> None:
         """Those that are subscribed now are expected from now on."""

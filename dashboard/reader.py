@@ -69,7 +69,8 @@ class Reader:
             try:
                 self._live()
             except REDIS_ERRORS as error:
-                reason, is_denied = shorten(error), isinstance(error.__cause__ or error, DENIALS)
+                reason = shorten(error)
+                is_denied = isinstance(error, DENIALS) or isinstance(error.__cause__, DENIALS)
             except Exception as error:
                 log.exception("Internal error; connecting anew")
                 reason = repr(error)

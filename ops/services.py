@@ -7,8 +7,9 @@ log = logging.getLogger(__name__)
 
 
 class Services:
-    """starts: by the name of the thread, in order: what starts it, or raises RuntimeError or
-    OSError: the system has no thread or no descriptor to give. The main thread owns it."""
+    """starts: by the name of the thread, in order: what starts it, or raises RuntimeError or OSError: the system has no
+    thread or no descriptor to give. The main thread owns it.
+    """
 
     def __init__(self, starts: Mapping[str, Callable[[], object]]) -> None:
         self._waiting = dict(starts)
